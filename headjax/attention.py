@@ -1,0 +1,94 @@
+"""Multi-head attention whose heads stay apart until the output projection."""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from headjax.axes import HeadOutputs, Residual
+from headjax.config import ModelConfig, Rotary
+from kernels.head_attention import head_attention
+
+
+def rotary_frequencies(rotary: Rotary) -> Float[np.ndarray, "half"]:
+    """Angle per position of each rotated pair, in radians; float32 as every published model uses it."""
+    exponents = np.arange(0, rotary.dim, 2, dtype=np.float32) / np.float32(rotary.dim)
+    frequencies = 1 / np.float32(rotary.theta) ** exponents
+    if rotary.scaling is None:
+        return frequencies
+    # Llama 3.1 (Grattafiori et al. 2024, section 3.1): wavelengths the training context was too short
+    # for are stretched by `factor`, short ones kept, the range between interpolated.
+    scaling = rotary.scaling
+    wavelengths = 2 * np.pi / frequencies
+    turns = scaling.original_max_positions / wavelengths
+    smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    smooth = np.clip(smooth, 0, 1)
+    return (smooth * frequencies + (1 - smooth) * frequencies / scaling.factor).astype(np.float32)
+
+
+def apply_rotary(
+    x: Float[Array, "B S N K"], positions: Int[Array, "B S"], rotary: Rotary
+) -> Float[Array, "B S N K"]:
+    """Rotates the pairs (i, i + dim/2) of the first `dim` entries; the rest pass through."""
+    frequencies = jnp.asarray(rotary_frequencies(rotary))
+    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None, :]
+    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    half = rotary.dim // 2
+    first, second = x[..., :half].astype(jnp.float32), x[..., half : rotary.dim].astype(jnp.float32)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return jnp.concatenate([rotated.astype(x.dtype), x[..., rotary.dim :]], axis=-1)
+
+
+class Attention(nnx.Module):
+    """W_Q [D H K], W_K and W_V [D G K], W_O [H K D], and their biases.
+
+    The model axis comes first so that all heads are one matrix product; `stack` prepends axes.
+    """
+
+    def __init__(self, config: ModelConfig, init: nnx.Initializer, stack: tuple[int, ...], rngs: nnx.Rngs):
+        self.config = config
+        D, H, G, K = config.d_model, config.n_heads, config.n_kv_heads, config.d_head
+
+        def weight(*shape: int) -> nnx.Param:
+            return nnx.Param(init(rngs.params(), stack + shape))
+
+        def bias(*shape: int) -> nnx.Param:
+            return nnx.Param(jnp.zeros(stack + shape, self.W_Q.dtype))
+
+        self.W_Q = weight(D, H, K)
+        self.W_K = weight(D, G, K)
+        self.W_V = weight(D, G, K)
+        self.W_O = weight(H, K, D)
+        self.b_Q = bias(H, K)
+        self.b_K = bias(G, K)
+        self.b_V = bias(G, K)
+        self.b_O = bias(D)
+
+    def project(
+        self, x: Residual, positions: Int[Array, "B S"]
+    ) -> tuple[HeadOutputs, Float[Array, "B S G K"], Float[Array, "B S G K"]]:
+        """Queries, keys (both rotated, where the model rotates) and values of a normed residual."""
+        q, k, v = (
+            jnp.einsum("bsd,dnk->bsnk", x, weight[...], precision=self.config.precision)
+            + jnp.expand_dims(bias[...], (0, 1))
+            for weight, bias in ((self.W_Q, self.b_Q), (self.W_K, self.b_K), (self.W_V, self.b_V))
+        )
+        if self.config.rotary is not None:
+            q, k = (apply_rotary(heads, positions, self.config.rotary) for heads in (q, k))
+        return q, k, v
+
+    def attend(
+        self,
+        q: HeadOutputs,
+        k: Float[Array, "B T G K"],
+        v: Float[Array, "B T G K"],
+        valid: Bool[Array, "B T"] | None,
+    ) -> HeadOutputs:
+        """z: each head's own output before W_O."""
+        return head_attention(q, k, v, valid=valid, precision=self.config.precision)
+
+    def output(self, z: HeadOutputs) -> Residual:
+        """What the heads together write to the residual stream: their sum through W_O, plus b_O."""
+        mixed = jnp.einsum("bshk,hkd->bsd", z, self.W_O[...], precision=self.config.precision)
+        return mixed + jnp.expand_dims(self.b_O[...], (0, 1))

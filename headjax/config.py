@@ -1,0 +1,68 @@
+"""ModelConfig: the only place where a model's sizes and switches are named."""
+
+import dataclasses
+import json
+from typing import Any, Literal
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3Scaling:
+    """Frequency scaling of Llama 3.1's rotary embedding (`rope_type: llama3`)."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_positions: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotary:
+    """Rotary position embedding on the first `dim` entries of every query and key (Su et al. 2021)."""
+
+    dim: int
+    theta: float
+    scaling: Llama3Scaling | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and switches of one decoder-only transformer.
+
+    The four switches are `norm`, `rotary` (None: learned positions), the MLP's `activation` and
+    `gated_mlp`, and `parallel_residual`. A bias that a family lacks is a parameter holding zeros, and
+    a norm shared by attention and MLP is held twice, so neither needs a switch.
+
+    `precision` is the matmul precision of every product ("highest": float32 means float32 on every
+    device); it is a setting of the computation, not of the checkpoint.
+    """
+
+    family: Literal["gpt2", "gpt_neox", "phi", "llama"]
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    d_model: int
+    d_mlp: int
+    vocab_size: int
+    max_positions: int
+    norm: Literal["layer", "rms"]
+    norm_eps: float
+    rotary: Rotary | None
+    activation: Literal["gelu", "gelu_tanh", "relu", "silu"]
+    gated_mlp: bool
+    parallel_residual: bool
+    tied_embeddings: bool
+    precision: str = "highest"
+
+    def to_json(self) -> str:
+        """The config as JSON text; `from_json` reads it back."""
+        return json.dumps(dataclasses.asdict(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: str) -> "ModelConfig":
+        """Reads what `to_json` wrote. Raises TypeError for a field that does not exist."""
+        fields: dict[str, Any] = json.loads(text)
+        if fields["rotary"] is not None:
+            scaling = fields["rotary"].pop("scaling")
+            fields["rotary"] = Rotary(**fields["rotary"], scaling=scaling and Llama3Scaling(**scaling))
+        return cls(**fields)

@@ -1,0 +1,268 @@
+"""The decoder-only transformer of every family: pure functions, then modules from leaf to root.
+
+Parameters of all blocks are stacked along a leading layer axis and the blocks run under one scan, so
+that tracing and compiling cost the same at 4 layers as at 80. Modules are pytrees: pass a model to
+`jax.jit` or `jax.grad` like any other argument.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Bool, Float, Int
+
+from headjax.attention import Attention
+from headjax.axes import HeadOutputs, Logits, Residual, TokenMask, Tokens
+from headjax.config import ModelConfig
+from headjax.edits import HeadEdit, apply_edit
+
+ACTIVATIONS = {
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+}
+
+
+class Output(NamedTuple):
+    """What a forward pass returns.
+
+    Attributes:
+      logits: [B S V], float32.
+      z: [L B S H K], every head's own output before W_O, as edited; None unless asked for.
+    """
+
+    logits: Logits
+    z: Float[Array, "L B S H K"] | None
+
+
+def mask_positions(mask: TokenMask) -> Int[Array, "B S"]:
+    """Position of every token, counted from the first real one; 0 on padding."""
+    return jnp.maximum(jnp.cumsum(jnp.asarray(mask, jnp.int32), axis=1) - 1, 0)
+
+
+class Norm(nnx.Module):
+    """Layer norm, or root-mean-square norm (whose bias stays zero); computed in float32."""
+
+    def __init__(self, config: ModelConfig, stack: tuple[int, ...], dtype: DTypeLike):
+        self.config = config
+        self.scale = nnx.Param(jnp.ones((*stack, config.d_model), dtype))
+        self.bias = nnx.Param(jnp.zeros((*stack, config.d_model), dtype))
+
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+        x32 = x.astype(jnp.float32)
+        if self.config.norm == "layer":
+            x32 = x32 - x32.mean(axis=-1, keepdims=True)
+        power = jnp.mean(x32 * x32, axis=-1, keepdims=True)
+        x32 = x32 * jax.lax.rsqrt(power + self.config.norm_eps)
+        leading = tuple(range(x.ndim - 1))
+        scale, bias = (
+            jnp.expand_dims(part[...].astype(jnp.float32), leading) for part in (self.scale, self.bias)
+        )
+        return (x32 * scale + bias).astype(x.dtype)
+
+
+class MLP(nnx.Module):
+    """W_in [D F], W_out [F D]; gated ones add W_gate [D F] (Shazeer 2020): act(x W_gate) * (x W_in)."""
+
+    def __init__(self, config: ModelConfig, init: nnx.Initializer, stack: tuple[int, ...], rngs: nnx.Rngs):
+        self.config = config
+        D, F = config.d_model, config.d_mlp
+        self.W_in = nnx.Param(init(rngs.params(), (*stack, D, F)))
+        self.W_out = nnx.Param(init(rngs.params(), (*stack, F, D)))
+        self.b_in = nnx.Param(jnp.zeros((*stack, F), self.W_in.dtype))
+        self.b_out = nnx.Param(jnp.zeros((*stack, D), self.W_in.dtype))
+        if config.gated_mlp:
+            self.W_gate = nnx.Param(init(rngs.params(), (*stack, D, F)))
+            self.b_gate = nnx.Param(jnp.zeros((*stack, F), self.W_in.dtype))
+
+    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+        def linear(x: Array, weight: nnx.Param, bias: nnx.Param) -> Array:
+            product = jnp.einsum("...i,ij->...j", x, weight[...], precision=self.config.precision)
+            return product + jnp.expand_dims(bias[...], tuple(range(x.ndim - 1)))
+
+        activation = ACTIVATIONS[self.config.activation]
+        if self.config.gated_mlp:
+            hidden = activation(linear(x, self.W_gate, self.b_gate)) * linear(x, self.W_in, self.b_in)
+        else:
+            hidden = activation(linear(x, self.W_in, self.b_in))
+        return linear(hidden, self.W_out, self.b_out)
+
+
+class Block(nnx.Module):
+    """One layer. `ln2` is the MLP's own norm, also where attention and MLP run side by side."""
+
+    def __init__(self, config: ModelConfig, init: nnx.Initializer, stack: tuple[int, ...], rngs: nnx.Rngs):
+        self.config = config
+        self.attn = Attention(config, init, stack, rngs)
+        self.mlp = MLP(config, init, stack, rngs)
+        self.ln1 = Norm(config, stack, self.attn.W_Q.dtype)
+        self.ln2 = Norm(config, stack, self.attn.W_Q.dtype)
+
+    def __call__(
+        self,
+        x: Residual,
+        positions: Int[Array, "B S"],
+        valid: Bool[Array, "B S"] | None,
+        edit: HeadEdit | None,
+    ) -> tuple[Residual, HeadOutputs]:
+        """The residual after this layer, and z as edited. `edit` is this layer's slice of a HeadEdit."""
+        q, k, v = self.attn.project(self.ln1(x), positions)
+        z = self.attn.attend(q, k, v, valid)
+        if edit is not None:
+            z = apply_edit(z, edit.gain, edit.replacement)
+        return self.finish(x, z), z
+
+    def finish(self, x: Residual, z: HeadOutputs) -> Residual:
+        """The residual after this layer, given the residual before it and its heads' outputs."""
+        after_attention = x + self.attn.output(z)
+        mlp_input = x if self.config.parallel_residual else after_attention
+        return after_attention + self.mlp(self.ln2(mlp_input))
+
+
+class Embed(nnx.Module):
+    """W_E [V D], and W_pos [P D] where positions are learned."""
+
+    def __init__(self, config: ModelConfig, init: nnx.Initializer, rngs: nnx.Rngs):
+        self.W_E = nnx.Param(init(rngs.params(), (config.vocab_size, config.d_model)))
+        if config.rotary is None:
+            self.W_pos = nnx.Param(init(rngs.params(), (config.max_positions, config.d_model)))
+
+    def __call__(self, tokens: Tokens, positions: Int[Array, "B S"]) -> Residual:
+        x = self.W_E[...][tokens]
+        return x + self.W_pos[...][positions] if hasattr(self, "W_pos") else x
+
+
+class Unembed(nnx.Module):
+    """rows [V D], one a token, as checkpoints store them (absent where tied to W_E), and b_U [V]."""
+
+    def __init__(self, config: ModelConfig, init: nnx.Initializer, rngs: nnx.Rngs, dtype: DTypeLike):
+        if not config.tied_embeddings:
+            self.rows = nnx.Param(init(rngs.params(), (config.vocab_size, config.d_model)))
+        self.b_U = nnx.Param(jnp.zeros((config.vocab_size,), dtype))
+
+
+class Transformer(nnx.Module):
+    """A language model: tokens to logits, with every head's output on the way.
+
+    Weights carry the field's names (Elhage et al. 2021; TransformerLens). `W_Q W_K W_V W_O` have a real
+    head axis in the second place, so that ``model.W_V[layer, head]`` is that head's [D K] matrix (for
+    grouped-query attention: that key/value head's).
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
+        """A randomly initialised model (normal, deviation 0.02); `headjax.load_model` reads a real one."""
+        init = partial(nnx.initializers.normal(0.02), dtype=dtype)
+        self.config = config
+        self.embed = Embed(config, init, rngs)
+        self.blocks = Block(config, init, (config.n_layers,), rngs)
+        self.ln_final = Norm(config, (), dtype)
+        self.unembed = Unembed(config, init, rngs, dtype)
+
+    @partial(jax.jit, static_argnames="return_z")
+    def __call__(
+        self,
+        tokens: Tokens,
+        *,
+        mask: TokenMask | None = None,
+        edit: HeadEdit | None = None,
+        return_z: bool = False,
+    ) -> Output:
+        """Runs the model.
+
+        Args:
+          tokens: [B S] token ids.
+          mask: [B S], False on padding; pad on the left so that every prompt ends at S - 1.
+          edit: what is done to the heads' outputs.
+          return_z: also return z of all layers (L x B x S x H x K numbers).
+        """
+        positions = mask_positions(jnp.ones(tokens.shape, bool) if mask is None else mask)
+        valid = None if mask is None else jnp.asarray(mask)
+
+        def layer(x: Residual, inputs: tuple[Block, HeadEdit | None]) -> tuple[Residual, HeadOutputs | None]:
+            block, layer_edit = inputs
+            x, z = block(x, positions, valid, layer_edit)
+            return x, z if return_z else None
+
+        x, z = jax.lax.scan(layer, self.embed(tokens, positions), (self.blocks, edit))
+        return Output(self.logits(x), z)
+
+    def logits(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
+        """Final norm and unembedding of a residual; float32 whatever the parameters are."""
+        product = jnp.einsum(
+            "...d,vd->...v",
+            self.ln_final(x),
+            self.unembed_rows,
+            precision=self.config.precision,
+            preferred_element_type=jnp.float32,
+        )
+        bias = self.unembed.b_U[...].astype(jnp.float32)
+        return product + jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
+
+    @property
+    def W_E(self) -> Float[Array, "V D"]:
+        """Token embedding."""
+        return self.embed.W_E[...]
+
+    @property
+    def unembed_rows(self) -> Float[Array, "V D"]:
+        """The unembedding with one row a token; W_E itself where the checkpoint ties them."""
+        return self.embed.W_E[...] if self.config.tied_embeddings else self.unembed.rows[...]
+
+    @property
+    def W_U(self) -> Float[Array, "D V"]:
+        """Unembedding."""
+        return self.unembed_rows.T
+
+    @property
+    def b_U(self) -> Float[Array, "V"]:
+        """Unembedding bias (zeros where the family has none)."""
+        return self.unembed.b_U[...]
+
+    @property
+    def W_Q(self) -> Float[Array, "L H D K"]:
+        """Query weights of every head."""
+        return jnp.moveaxis(self.blocks.attn.W_Q[...], 2, 1)
+
+    @property
+    def W_K(self) -> Float[Array, "L G D K"]:
+        """Key weights of every key/value head."""
+        return jnp.moveaxis(self.blocks.attn.W_K[...], 2, 1)
+
+    @property
+    def W_V(self) -> Float[Array, "L G D K"]:
+        """Value weights of every key/value head; query head h uses ``h // (H // G)``."""
+        return jnp.moveaxis(self.blocks.attn.W_V[...], 2, 1)
+
+    @property
+    def W_O(self) -> Float[Array, "L H K D"]:
+        """Output weights of every head."""
+        return self.blocks.attn.W_O[...]
+
+
+def abstract_model(config: ModelConfig) -> Transformer:
+    """The model with shapes in place of arrays; costs no memory."""
+    return nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+
+
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every parameter, e.g. ``blocks.attn.W_Q`` -> (L, D, H, K)."""
+    return {name: leaf.shape for name, leaf in model_parameters(abstract_model(config)).items()}
+
+
+def model_parameters(model: Transformer) -> dict[str, Array | jax.ShapeDtypeStruct]:
+    """Name -> array of every parameter."""
+    return {".".join(path): variable.get_value() for path, variable in nnx.to_flat_state(nnx.state(model))}
+
+
+def build_model(config: ModelConfig, parameters: dict[str, Array]) -> Transformer:
+    """A model around arrays that exist already, named as `model_parameters` names them."""
+    graph, state = nnx.split(abstract_model(config))
+    filled = [
+        (path, variable.replace(parameters[".".join(path)])) for path, variable in nnx.to_flat_state(state)
+    ]
+    return nnx.merge(graph, nnx.from_flat_state(filled))

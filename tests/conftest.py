@@ -1,0 +1,56 @@
+"""Shared settings and fixtures: strict numerics everywhere, shapes checked at every call."""
+
+import os
+
+# Before JAX starts: eight CPU devices, so that every sharding path is real; no network, ever.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+from jaxtyping import install_import_hook
+
+# Every signature of ours is checked while the tests run; the packages themselves do not need beartype.
+install_import_hook(["headjax", "kernels"], "beartype.beartype")
+
+from pathlib import Path
+
+import contextlib
+from collections.abc import Iterator
+
+import jax
+import jax.monitoring
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Trained checkpoints, tokenizers and published numbers that lie beside the checkout."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"needs the folder of real checkpoints and tokenizers, {SHARED_DATA}")
+    return SHARED_DATA
+
+
+@pytest.fixture
+def count_compiles():
+    """A context manager whose list grows by one for every program that XLA compiles inside it."""
+    compiled: list[str] = []
+
+    def listener(event: str, _seconds: float, **_kwargs) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    @contextlib.contextmanager
+    def counting() -> Iterator[list[str]]:
+        compiled.clear()
+        jax.monitoring.register_event_duration_secs_listener(listener)
+        try:
+            yield compiled
+        finally:
+            jax.monitoring.unregister_event_duration_listener(listener)
+
+    return counting
