@@ -1,0 +1,149 @@
+"""Heads that published circuits name, with their sources, and marks that a user gives.
+
+The heads called "capital heads" in the relation-score literature were published only as crosses in a picture,
+so no list of them is carried here; such marks come from a file or from a circuit that was found.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from headjax.axes import Head
+from headjax.errors import InputError
+
+
+@dataclass(frozen=True)
+class Circuit:
+    """Heads by the role they play.
+
+    `model` is the alias of the model it was found in, empty for a user's own marks; `legend` is the title of
+    a figure's legend, which names the source.
+    """
+
+    model: str
+    citation: str
+    legend: str
+    roles: Mapping[str, tuple[Head, ...]]
+
+    def heads(self) -> tuple[Head, ...]:
+        """All its heads once, in (layer, head) order."""
+        return tuple(sorted({head for heads in self.roles.values() for head in heads}))
+
+
+def parse_heads(text: str) -> tuple[Head, ...]:
+    """Heads in any spelling (`L9H6`, `9.6`, `(9, 6)`) separated by commas, semicolons or white space."""
+    labels = re.split(r"[\s,;]+(?![^()]*\))", text.strip())
+    return tuple(dict.fromkeys(Head.parse(label) for label in labels if label))
+
+
+CIRCUITS = {
+    "ioi": Circuit(
+        model="gpt2",
+        citation=(
+            "K. Wang, A. Variengien, A. Conmy, B. Shlegeris, J. Steinhardt. Interpretability in the Wild: "
+            "a Circuit for Indirect Object Identification in GPT-2 Small. ICLR 2023. arXiv:2211.00593"
+        ),
+        legend="'Interpretability in the Wild' classifications",
+        roles={
+            "Name movers": parse_heads("9.9 9.6 10.0"),
+            "Negative name movers": parse_heads("10.7 11.10"),
+            "Backup name movers": parse_heads("9.0 9.7 10.1 10.2 10.6 10.10 11.2 11.9"),
+            "S-inhibition": parse_heads("7.3 7.9 8.6 8.10"),
+            "Induction": parse_heads("5.5 5.8 5.9 6.9"),
+            "Duplicate token": parse_heads("0.1 0.10 3.0"),
+            "Previous token": parse_heads("2.2 4.11"),
+        },
+    ),
+    "circuit_reuse": Circuit(
+        model="gpt2-medium",
+        citation=(
+            "J. Merullo, C. Eickhoff, E. Pavlick. Circuit Component Reuse Across Tasks in Transformer "
+            "Language Models. ICLR 2024. arXiv:2310.08744"
+        ),
+        legend="'Circuits Components Reused' classifications",
+        roles={
+            "Movers": parse_heads("14.14 15.14 16.15 17.4 18.5 19.15"),
+            "Negative mover": parse_heads("19.1"),
+            "Inhibition": parse_heads("12.3 13.4 13.13"),
+            "Induction": parse_heads("9.3"),
+            "Duplicate token": parse_heads("6.4"),
+            "Content gatherers": parse_heads("11.6 11.7 12.15"),
+        },
+    ),
+}
+
+
+def find_circuit(source: str | Path | Sequence[str]) -> Circuit:
+    """The circuit a user means: the name of a published one, a file of marks, or the marks themselves.
+
+    `"ioi"`; `"capital_heads.json"`; `"L9H6, 9.9"`; `["L9H6", "9.9"]`. Raises InputError for anything else.
+    """
+    if isinstance(source, str) and source in CIRCUITS:
+        return CIRCUITS[source]
+    if isinstance(source, Path) or (isinstance(source, str) and source.endswith((".json", ".txt"))):
+        return read_circuit(source)
+    try:
+        return _marks({"Marked heads": source}, "marks", "Marked by the user")
+    except InputError as error:
+        raise InputError(
+            f"marks are a published circuit ({', '.join(CIRCUITS)}), a .json or .txt file, or heads; {error}"
+        ) from error
+
+
+def read_circuit(path: str | Path) -> Circuit:
+    """Reads marks from a file; the legend is titled with the file's name unless the file gives a title.
+
+    Text: heads separated by white space or commas, `#` starts a comment. JSON: a list of heads, or an object
+    of role -> list of heads, in which "legend" may give the legend's title. A head in JSON is a string
+    ("L9H6", "9.10") or a pair [9, 10]; a bare number is refused, because 9.10 would be read as 9.1.
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else re.sub(r"#.*", "", text)
+    except OSError as error:
+        raise InputError(f"{path} must be a readable file of heads; {error.strerror or error}") from error
+    except ValueError as error:
+        raise InputError(f"{path} must hold UTF-8 text or JSON; {error}") from error
+    if not isinstance(content, dict):
+        content = {"Marked heads": content}
+    legend = content.pop("legend", f"Marked in {path.name}")
+    return _marks(content, str(path), str(legend))
+
+
+def _marks(roles: Mapping[str, object], origin: str, legend: str) -> Circuit:
+    """Checks roles -> heads as a user wrote them. `origin` is the file or field an error names."""
+    read = {}
+    for role, heads in roles.items():
+        if not isinstance(heads, str | list | tuple):
+            raise InputError(f"{origin}: {role!r} must be a list of heads like L9H6; got {heads!r}")
+        try:
+            parsed = parse_heads(heads) if isinstance(heads, str) else tuple(dict.fromkeys(map(_head, heads)))
+        except InputError as error:
+            raise InputError(f"{origin}: {role!r}: {error}") from error
+        read[role] = parsed
+    if not any(read.values()):
+        raise InputError(f"{origin} must name at least one head; got none")
+    return Circuit(model="", citation=origin, legend=legend, roles=read)
+
+
+def _head(label: object) -> Head:
+    if isinstance(label, list | tuple) and len(label) == 2 and all(type(part) is int for part in label):
+        return Head(*label)
+    if isinstance(label, str):
+        return Head.parse(label)
+    raise InputError(f'a head is written "L9H6", "9.6" or [9, 6]; got {label!r}')
+
+
+def check_fits(circuit: Circuit, n_layers: int, n_heads: int) -> None:
+    """Raises InputError, naming them, if heads of the circuit are outside a model of this size."""
+    outside = [
+        str(head) for head in circuit.heads() if not (0 <= head.layer < n_layers and 0 <= head.head < n_heads)
+    ]
+    if outside:
+        raise InputError(
+            f"marked heads must be inside the model, layers 0 to {n_layers - 1} and heads 0 to {n_heads - 1};"
+            f" got {', '.join(outside)} ({circuit.legend})"
+        )

@@ -1,0 +1,230 @@
+"""Score grids: one number per (layer, head), with names; saved, loaded, selected and classified.
+
+A `HeadGrid` is what every sweep returns and every figure and table takes. A `GridSet` is many of them,
+of any mix of models, relations and kinds. `scores.csv` is for other programs; `scores.npz` loses nothing:
+figures and tables are drawn again from it without the model.
+"""
+
+import csv
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float
+
+from headjax.axes import Head
+from headjax.errors import InputError
+from headjax.files import atomic_write
+
+CSV_COLUMNS = (
+    *("model", "relation", "category", "kind", "layer", "head", "score", "n_pairs"),
+    *("template", "metric", "stderr"),  # empty where not used
+)
+SUPPRESSION = "_suppression"  # the kind "static" has the suppression kind "static_suppression", and so on
+
+
+@dataclass(frozen=True, eq=False)
+class HeadGrid:
+    """One number for each head of one model, and what it was measured on.
+
+    Arrays become float32 numpy arrays. `model` is the display name ("GPT-2 xl"), `relation` the id, `name`
+    the relation's display name (made from the id if not given). `n_pairs` counts the pairs, or prompts,
+    behind each score; `samples` holds the values of each of them, `stderr` the standard error of their mean.
+    """
+
+    scores: Float[Array | np.ndarray, "L H"]
+    model: str
+    relation: str
+    category: str
+    kind: str
+    n_pairs: int
+    name: str = ""
+    template: str = ""
+    metric: str = ""
+    stderr: Float[Array | np.ndarray, "L H"] | None = None
+    samples: Float[Array | np.ndarray, "N L H"] | None = None
+
+    def __post_init__(self):
+        for field in ("scores", "stderr", "samples"):
+            if getattr(self, field) is not None:
+                object.__setattr__(self, field, np.asarray(getattr(self, field), np.float32))
+        if not self.name:
+            object.__setattr__(self, "name", self.relation.replace("_", " ").capitalize())
+
+    def top(self, k: int) -> list[tuple[Head, float]]:
+        """The k heads with the highest scores, best first; ties by layer, then head; NaN last."""
+        best = np.argsort(-self.scores, axis=None, kind="stable")[:k]
+        heads = [Head(*divmod(int(i), self.scores.shape[1])) for i in best]
+        return [(head, float(self.scores[head])) for head in heads]
+
+
+@dataclass(frozen=True, eq=False)
+class GridSet:
+    """Grids in the order they were computed."""
+
+    grids: tuple[HeadGrid, ...] = ()
+
+    def __iter__(self) -> Iterator[HeadGrid]:
+        return iter(self.grids)
+
+    def __len__(self) -> int:
+        return len(self.grids)
+
+    def __add__(self, other: "GridSet") -> "GridSet":
+        return GridSet(self.grids + other.grids)
+
+    def select(self, **coordinates) -> "GridSet":
+        """The grids whose fields have these values: `select(model="Phi-2", kind=("static", "ablation"))`.
+
+        A list, tuple or set means any of its members. Nothing that fits gives an empty set.
+        """
+        wanted = {
+            field: value if isinstance(value, list | tuple | set | frozenset) else (value,)
+            for field, value in coordinates.items()
+        }
+        return GridSet(
+            tuple(grid for grid in self if all(getattr(grid, f) in values for f, values in wanted.items()))
+        )
+
+    def values(self, field: str) -> tuple:
+        """The different values of a field ("model", "kind", ...) in order of first appearance."""
+        return tuple(dict.fromkeys(getattr(grid, field) for grid in self))
+
+
+def save_csv(grids: GridSet, path: str | Path) -> None:
+    """Writes one row per grid, layer and head; every number reads back as the same float32."""
+    with atomic_write(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(CSV_COLUMNS)
+        for grid in grids:
+            before = (grid.model, grid.relation, grid.category, grid.kind)
+            after = (grid.n_pairs, grid.template, grid.metric)
+            # str() of a numpy float32 is the shortest text that reads back exactly.
+            writer.writerows(
+                (
+                    *before,
+                    layer,
+                    head,
+                    str(score),
+                    *after,
+                    "" if grid.stderr is None else str(grid.stderr[layer, head]),
+                )
+                for (layer, head), score in np.ndenumerate(grid.scores)
+            )
+
+
+# scores.npz. A row is a grid. For each kind:
+#   KIND                           float32 [row, layer, head]
+#   KIND.stderr, KIND.samples      float32 [row, layer, head], [row, prompt, layer, head]; only where measured
+#   KIND.relation, .name, .category, .model, .template, .metric     text [row]
+#   KIND.n_pairs, .n_layers, .n_heads, .n_samples                   int [row]
+# Grids of different sizes are padded with NaN to the largest; the sizes say what is theirs.
+_TEXTS = ("relation", "name", "category", "model", "template", "metric")
+_ARRAYS = ("scores", "stderr", "samples")
+
+
+def save_npz(grids: GridSet, path: str | Path) -> None:
+    """Writes everything the grids hold: for each kind an array [row, layer, head] and a coordinate for
+    each row, under keys like `static`, `static.relation`, `static.n_pairs` (the comment above lists them)."""
+    arrays = {}
+    for kind in grids.values("kind"):
+        rows = grids.select(kind=kind).grids
+        for field in _TEXTS:
+            arrays[f"{kind}.{field}"] = np.array([getattr(grid, field) for grid in rows], dtype=np.str_)
+        arrays[f"{kind}.n_pairs"] = np.array([grid.n_pairs for grid in rows])
+        arrays[f"{kind}.n_layers"], arrays[f"{kind}.n_heads"] = np.array(
+            [grid.scores.shape for grid in rows]
+        ).T
+        arrays[f"{kind}.n_samples"] = np.array(
+            [0 if grid.samples is None else len(grid.samples) for grid in rows]
+        )
+        for field in _ARRAYS:
+            parts = [getattr(grid, field) for grid in rows]
+            if any(part is not None for part in parts):
+                arrays[kind if field == "scores" else f"{kind}.{field}"] = _pad(parts)
+    with atomic_write(path, "wb") as file:
+        np.savez_compressed(file, **arrays)
+
+
+def _pad(parts: list[np.ndarray | None]) -> np.ndarray:
+    """Stacks arrays of different sizes into one, filled up with NaN; None becomes all NaN."""
+    sizes = np.max([part.shape for part in parts if part is not None], axis=0)
+    padded = np.full((len(parts), *sizes), np.nan, np.float32)
+    for row, part in zip(padded, parts, strict=True):
+        if part is not None:
+            row[tuple(slice(n) for n in part.shape)] = part
+    return padded
+
+
+def load_npz(path: str | Path) -> GridSet:
+    """Reads what `save_npz` wrote, kind by kind. Raises InputError for a file that is not that."""
+    try:
+        with open(path, "rb") as file:
+            if not zipfile.is_zipfile(file):
+                raise InputError(f"{path} must be a scores.npz; it is no zip archive, or a truncated one")
+        with np.load(path, allow_pickle=False) as file:
+            arrays = dict(file)
+        return GridSet(tuple(grid for key in arrays if "." not in key for grid in _load_kind(arrays, key)))
+    except OSError as error:
+        raise InputError(f"{path} must be a readable scores.npz; {error.strerror or error}") from error
+    except KeyError as error:
+        raise InputError(
+            f"{path} must be a scores.npz as headjax writes it; it lacks the array {error}"
+        ) from error
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+        raise InputError(f"{path} must be a whole scores.npz; {error}") from error
+
+
+def _load_kind(arrays: dict[str, np.ndarray], kind: str) -> Iterator[HeadGrid]:
+    def column(field: str) -> list:
+        return arrays[f"{kind}.{field}"].tolist()
+
+    texts = zip(*(column(field) for field in _TEXTS), strict=True)
+    counts = zip(column("n_pairs"), column("n_layers"), column("n_heads"), column("n_samples"), strict=True)
+    for row, (text, (n_pairs, n_layers, n_heads, n_samples)) in enumerate(zip(texts, counts, strict=True)):
+        stderr = arrays.get(f"{kind}.stderr")
+        if stderr is not None:
+            stderr = stderr[row, :n_layers, :n_heads]
+        yield HeadGrid(
+            arrays[kind][row, :n_layers, :n_heads],
+            kind=kind,
+            n_pairs=n_pairs,
+            stderr=None if stderr is None or np.isnan(stderr).all() else stderr,
+            samples=arrays[f"{kind}.samples"][row, :n_samples, :n_layers, :n_heads] if n_samples else None,
+            **dict(zip(_TEXTS, text, strict=True)),
+        )
+
+
+def head_categories(
+    grids: GridSet, threshold: float = 0.15, count_suppression: bool = True, kind: str = "static"
+) -> dict[str, Bool[np.ndarray, "L H"]]:
+    """Which heads of one model have which category: category -> mask.
+
+    A head implements a relation when its score is above the threshold, strictly; it has a category when it
+    implements any relation of it, plain or, with `count_suppression`, by suppression (Elhelo & Geva 2024,
+    "MAPS"). Raises InputError for no grids and for grids of several models.
+    """
+    grids = grids.select(kind=(kind, kind + SUPPRESSION) if count_suppression else kind)
+    if len(grids.values("model")) != 1 or len({grid.scores.shape for grid in grids}) != 1:
+        raise InputError(
+            f"heads are classified from the {kind} scores of one model; got {grids.values('model')}"
+        )
+    masks = {category: np.zeros(grids.grids[0].scores.shape, bool) for category in grids.values("category")}
+    for grid in grids:
+        # In float32 on both sides, so that 6 hits of 40 are not above 0.15.
+        masks[grid.category] |= grid.scores > np.float32(threshold)
+    return masks
+
+
+def category_counts(categories: dict[str, Bool[np.ndarray, "L H"]]) -> tuple[int, ...]:
+    """How many heads are in 0, 1, 2, 3, 4 categories (more where there are more categories)."""
+    return tuple(np.bincount(np.sum(list(categories.values()), axis=0).ravel(), minlength=5).tolist())
+
+
+def category_count_name(n: int) -> str:
+    """What heads with n categories are called in figures and tables."""
+    return {0: "Unclassified", 1: "1 category"}.get(n, f"{n} categories")

@@ -1,0 +1,278 @@
+"""Score grids: saved and read back exactly, selected, ranked, classified and summarised."""
+
+import csv
+import os
+import stat
+
+import numpy as np
+import pytest
+
+from headjax.axes import Head
+from headjax.errors import InputError
+from headjax.files import atomic_write
+from headjax.grid import GridSet, HeadGrid, category_counts, head_categories, load_npz, save_csv, save_npz
+from headjax.summary import category_rows, save_summary, score_rows, skipped_row, summary_table
+
+
+def grid(scores, relation="copying", category="Algorithmic", kind="static", model="Tiny", **more) -> HeadGrid:
+    return HeadGrid(np.asarray(scores), model, relation, category, kind, more.pop("n_pairs", 41), **more)
+
+
+@pytest.fixture
+def mixed() -> GridSet:
+    """Two models of different size; static, signed with errors and per-prompt values; awkward texts."""
+    draw = np.random.default_rng(0)
+    return GridSet(
+        (
+            grid(draw.random((3, 5)), kind="static"),
+            grid(draw.random((3, 5)), "country_to_capital", "Knowledge", "static", name="Country to capital"),
+            grid(draw.random((7, 2)), kind="static", model='A "quoted", model', n_pairs=150),
+            grid(
+                *(draw.normal(size=(3, 5)) * 1e-9, "copying", "Algorithmic", "ablation_logprob"),
+                template="No <X> means no",
+                metric="logprob",
+                stderr=draw.random((3, 5)),
+                samples=draw.normal(size=(11, 3, 5)),
+            ),
+            grid(
+                draw.normal(size=(7, 2)), kind="ablation_logprob", model='A "quoted", model', metric="logprob"
+            ),
+        )
+    )
+
+
+def test_arrays_become_float32_and_a_display_name_is_made():
+    made = grid([[1.0, 0.0], [0.0, 0.0]], relation="adj_to_comparative")
+    assert made.scores.dtype == np.float32
+    assert made.name == "Adj to comparative"
+
+
+def test_select_takes_values_and_collections(mixed):
+    assert len(mixed.select(kind="static")) == 3
+    assert len(mixed.select(kind=("static", "ablation_logprob"), model="Tiny")) == 3
+    assert len(mixed.select(relation="nothing")) == 0
+    assert mixed.values("model") == ("Tiny", 'A "quoted", model')
+    assert len(mixed + mixed) == 2 * len(mixed)
+
+
+def test_top_is_best_first_with_ties_in_head_order_and_nan_last():
+    scores = np.zeros((3, 4))
+    scores[2, 1], scores[0, 3], scores[1, 0] = 0.9, 0.5, np.nan
+    top = grid(scores).top(12)
+    assert top[:3] == [(Head(2, 1), pytest.approx(0.9)), (Head(0, 3), 0.5), (Head(0, 0), 0.0)]
+    assert top[-1][0] == Head(1, 0)
+    assert str(top[0][0]) == "L2H1"
+
+
+def test_csv_has_the_columns_every_head_and_exact_numbers(mixed, tmp_path):
+    save_csv(mixed, tmp_path / "scores.csv")
+    with open(tmp_path / "scores.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    header = "model,relation,category,kind,layer,head,score,n_pairs,template,metric,stderr"
+    assert ",".join(rows[0]) == header
+    assert len(rows) == 3 * 15 + 2 * 14
+    rows = iter(rows)
+    for saved in mixed:
+        for (layer, head), score in np.ndenumerate(saved.scores):
+            row = next(rows)
+            assert (row["model"], row["relation"], row["kind"]) == (saved.model, saved.relation, saved.kind)
+            assert (int(row["layer"]), int(row["head"]), int(row["n_pairs"])) == (layer, head, saved.n_pairs)
+            assert np.float32(row["score"]) == score
+            assert (row["template"], row["metric"]) == (saved.template, saved.metric)
+            expected = "" if saved.stderr is None else saved.stderr[layer, head]
+            assert (np.float32(row["stderr"]) if row["stderr"] else "") == expected
+
+
+def test_npz_gives_everything_back(mixed, tmp_path):
+    save_npz(mixed, tmp_path / "scores.npz")
+    loaded = load_npz(tmp_path / "scores.npz")
+    texts = ("model", "relation", "name", "category", "kind", "template", "metric", "n_pairs")
+    assert len(loaded) == len(mixed)
+    for before, after in zip(mixed, loaded, strict=True):
+        assert [getattr(before, field) for field in texts] == [getattr(after, field) for field in texts]
+        for field in ("scores", "stderr", "samples"):
+            np.testing.assert_array_equal(getattr(before, field), getattr(after, field))
+
+
+def test_npz_is_an_array_per_kind_with_a_coordinate_per_row(mixed, tmp_path):
+    save_npz(mixed.select(model="Tiny"), tmp_path / "scores.npz")
+    with np.load(tmp_path / "scores.npz") as file:
+        assert file["static"].shape == (2, 3, 5)
+        row = file["static.relation"].tolist().index("country_to_capital")
+        np.testing.assert_array_equal(file["static"][row], mixed.grids[1].scores)
+        assert file["static.name"][row] == "Country to capital"
+        assert file["static.category"].tolist() == ["Algorithmic", "Knowledge"]
+        assert file["static.n_pairs"].tolist() == [41, 41]
+        assert file["static.model"].tolist() == ["Tiny", "Tiny"]
+        assert "static.stderr" not in file
+        assert file["ablation_logprob.stderr"].shape == (1, 3, 5)
+
+
+def test_an_empty_set_is_saved_and_loaded(tmp_path):
+    save_npz(GridSet(), tmp_path / "scores.npz")
+    assert len(load_npz(tmp_path / "scores.npz")) == 0
+
+
+def test_a_file_that_is_no_scores_npz_is_named(mixed, tmp_path):
+    path = tmp_path / "scores.npz"
+    with pytest.raises(InputError, match=r"scores\.npz.*No such file"):
+        load_npz(path)
+    path.write_text("layer,head\n")
+    with pytest.raises(InputError, match=r"scores\.npz.*zip"):
+        load_npz(path)
+    np.savez(path, other=np.zeros(3))
+    with pytest.raises(InputError, match=r"scores\.npz.*lacks.*other\.relation"):
+        load_npz(path)
+    save_npz(mixed, path)
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(InputError, match=r"scores\.npz"):
+        load_npz(path)
+    save_npz(mixed, path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"scores\.npz"):
+        load_npz(path)
+
+
+def hand_made() -> GridSet:
+    """A 2 x 3 model. Head by head: nothing, one category twice, just at the threshold; two, three, four."""
+    categories = {
+        "Algorithmic": "copying",
+        "Knowledge": "country_to_capital",
+        "Linguistic": "word_to_antonym",
+    }
+    above, below = 0.16, 0.15
+    scores = {
+        ("Algorithmic", "static"): [[0, above, below], [above, above, above]],
+        ("Knowledge", "static"): [[0, 0, 0], [1, 0, 0.2]],
+        ("Knowledge", "static_suppression"): [[0, 0, below], [0, 0.5, 0]],
+        ("Linguistic", "static"): [[0, 0, 0], [0, 0.3, 0.3]],
+        ("Translation", "static_suppression"): [[0, 0, 0], [0, 0, 0.9]],
+    }
+    made = [
+        grid(values, categories.get(category, "english_to_french"), category, kind)
+        for (category, kind), values in scores.items()
+    ]
+    made.append(grid([[0, 0.9, 0], [0, 0, 0]], "name_copying"))  # the same category by another relation
+    made.append(grid(np.ones((2, 3)), kind="dynamic_context"))  # another kind does not count
+    return GridSet(tuple(made))
+
+
+def test_a_category_counts_strictly_above_the_threshold():
+    masks = head_categories(hand_made())
+    got = [[{c for c in masks if masks[c][layer, head]} for head in range(3)] for layer in range(2)]
+    assert got == [
+        [set(), {"Algorithmic"}, set()],
+        [
+            {"Algorithmic", "Knowledge"},
+            {"Algorithmic", "Knowledge", "Linguistic"},
+            {"Algorithmic", "Knowledge", "Linguistic", "Translation"},
+        ],
+    ]
+    assert category_counts(masks) == (2, 1, 1, 1, 1)
+
+
+def test_without_suppression_only_plain_scores_count():
+    assert category_counts(head_categories(hand_made(), count_suppression=False)) == (2, 1, 2, 1, 0)
+
+
+def test_six_hits_of_forty_are_not_above_the_threshold_in_any_precision():
+    hits = np.float32(6) / np.float32(40)
+    for threshold in (0.15, np.float64(0.15), np.float32(0.15)):
+        assert category_counts(head_categories(GridSet((grid([[hits]]),)), float(threshold))) == (
+            1,
+            0,
+            0,
+            0,
+            0,
+        )
+
+
+def test_another_threshold_and_another_kind():
+    assert category_counts(head_categories(hand_made(), threshold=0.85))[0] == 3
+    assert category_counts(head_categories(hand_made(), kind="dynamic_context")) == (0, 6, 0, 0, 0)
+
+
+def test_heads_are_classified_one_model_at_a_time(mixed):
+    with pytest.raises(InputError, match=r"one model.*Tiny"):
+        head_categories(mixed)
+    with pytest.raises(InputError, match="dynamic_context"):
+        head_categories(mixed, kind="dynamic_context")
+
+
+def test_summary_rows_name_the_best_heads_and_what_was_skipped(tmp_path):
+    grids = hand_made().select(kind="static", category="Knowledge")
+    rows = [*score_rows(grids), skipped_row("Tiny", "product_to_company", "Knowledge", 7, "7 of 30 pairs")]
+    assert rows[0].best_heads == "L1H0 1.00, L1H2 0.20, L0H0 0.00"
+    assert (rows[0].maximum, rows[0].heads, rows[0].n_pairs) == ("1.0", 2, 41)
+    save_summary(rows, tmp_path / "summary.csv")
+    with open(tmp_path / "summary.csv", newline="") as file:
+        saved = list(csv.DictReader(file))
+    assert saved[0]["best_heads"].startswith("L1H0 1.00")
+    assert (saved[1]["relation"], saved[1]["n_pairs"]) == ("product_to_company", "7")
+    assert saved[1]["skipped"] == "7 of 30 pairs"
+
+
+def test_category_rows_count_the_heads_of_each_model():
+    rows = category_rows(hand_made() + GridSet((grid(np.zeros((3, 5)), model="Other"),)))
+    assert [(row.category, row.heads) for row in rows[:5]] == [
+        ("Unclassified", 2),
+        ("1 category", 1),
+        ("2 categories", 1),
+        ("3 categories", 1),
+        ("4 categories", 1),
+    ]
+    assert [(row.model, row.heads) for row in rows[5:]] == [("Other", n) for n in (15, 0, 0, 0, 0)]
+
+
+def test_the_table_is_aligned_and_leaves_out_columns_that_say_nothing():
+    lines = summary_table(score_rows(hand_made().select(kind="static"))).splitlines()
+    assert lines[0].split() == ["relation", "category", "maximum", "heads", "best", "heads"]
+    assert len(lines) == 5
+    assert len({line.index("L") for line in (line[50:] for line in lines[1:])}) <= 1
+    assert "0.90" in lines[-1]
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "new" / "scores.csv"
+    with atomic_write(path) as file:
+        file.write("old")
+
+    def fail_midway():
+        with atomic_write(path) as file:
+            file.write("half")
+            raise RuntimeError("midway")
+
+    with pytest.raises(RuntimeError, match="midway"):
+        fail_midway()
+    assert path.read_text() == "old"
+    assert os.listdir(path.parent) == ["scores.csv"]
+    assert stat.S_IMODE(path.stat().st_mode) & 0o444  # readable as any other file, not private
+
+
+def test_a_disk_that_refuses_is_one_clear_error(tmp_path, mixed):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"scores\.csv must be writable; "):
+        save_csv(mixed, tmp_path / "file" / "scores.csv")
+    with pytest.raises(InputError, match=r"scores\.npz must be writable"):
+        save_npz(mixed, tmp_path / "file" / "scores.npz")
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(InputError, match=r"taken must be writable; Is a directory"):
+        save_csv(mixed, tmp_path / "taken")
+    assert sorted(os.listdir(tmp_path)) == ["file", "taken"]
+
+
+@pytest.mark.parametrize("save", [save_csv, save_npz])
+def test_a_full_disk_is_one_clear_error(tmp_path, mixed, monkeypatch, save):
+    if not os.path.exists("/dev/full"):
+        pytest.skip("needs /dev/full, a device that is always full")
+    real_open = open
+
+    def open_on_full_disk(path, *args, **kwargs):
+        return real_open("/dev/full", *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", open_on_full_disk)
+    with pytest.raises(InputError, match=r"scores must be writable; No space left on device"):
+        save(mixed, tmp_path / "scores")
+    assert os.listdir(tmp_path) == []
