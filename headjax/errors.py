@@ -1,4 +1,7 @@
-"""The one error class for input a user can mend."""
+"""The one error class for input a user can mend, and how a command line shows it."""
+
+import sys
+from collections.abc import Callable
 
 
 class InputError(ValueError):
@@ -7,3 +10,32 @@ class InputError(ValueError):
     The message states the rule, then what came, and names the file, tensor or field. Command lines
     print it as one line and exit with status 2; every other exception is a bug and keeps its traceback.
     """
+
+
+def run_main(main: Callable[[list[str]], object], *, unknown_flags: bool = False) -> None:
+    """Parses absl's flags, runs `main` and exits: 0, or 2 with one line for a flag or an input at fault.
+
+    `main` gets the arguments that are no flags; with `unknown_flags` also flags that nobody defined.
+    """
+    from absl import app, flags, logging
+
+    def refuse(error: Exception) -> None:
+        print("error:", " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+
+    def parse(argv: list[str]) -> list[str]:
+        try:
+            rest = flags.FLAGS(argv, known_only=unknown_flags)
+            if flags.FLAGS["verbosity"].using_default_value:
+                logging.set_verbosity(logging.WARNING)  # below it, libraries report every step of theirs
+            return rest
+        except flags.Error as error:
+            return refuse(error)
+
+    def guarded(argv: list[str]) -> None:
+        try:
+            main(argv)
+        except InputError as error:
+            refuse(error)
+
+    app.run(guarded, flags_parser=parse)

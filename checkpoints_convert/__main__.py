@@ -1,0 +1,30 @@
+"""The command line of the converter."""
+
+from collections.abc import Iterable
+
+from absl import flags
+from tqdm import tqdm
+
+from checkpoints_convert.convert import DTYPES, convert
+from headjax.checkpoint import Group
+from headjax.errors import run_main
+
+MODEL = flags.DEFINE_string("model", None, "Alias, Hugging Face id or directory.", required=True)
+OUT = flags.DEFINE_string(
+    "out", None, "Directory to write; a converted checkpoint there is replaced.", required=True
+)
+DTYPE = flags.DEFINE_enum("dtype", None, DTYPES, "Dtype to write; as stored unless given.")
+
+
+def progress_bar(groups: Iterable[Group]) -> Iterable[Group]:
+    """On a terminal only."""
+    return tqdm(groups, desc=f"converting {MODEL.value}", unit="part", disable=None)
+
+
+def main(_argv: list[str]) -> None:
+    convert(MODEL.value, OUT.value, DTYPE.value, progress_bar)
+    print(f"wrote {OUT.value}")
+
+
+if __name__ == "__main__":
+    run_main(main)

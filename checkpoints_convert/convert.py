@@ -1,0 +1,68 @@
+"""From a model's name to a converted checkpoint on disk."""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from checkpoints_convert.engine import open_source
+from headjax import zoo
+from headjax.checkpoint import Group, is_converted, write_checkpoint
+from headjax.errors import InputError
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def convert(
+    source: str | Path,
+    out: str | Path,
+    dtype: str | None = None,
+    progress: Callable[[Iterable[Group]], Iterable[Group]] = iter,
+) -> None:
+    """Converts a model (a name of `headjax.zoo` or a Hugging Face directory) into the directory `out`.
+
+    One layer is in memory at a time. What `out` held before stays until the new one is whole.
+
+    Args:
+      dtype: "float32", "bfloat16" or "float16"; as stored where None.
+      progress: wraps the parts as they are written, e.g. a progress bar.
+
+    Raises InputError for anything wrong with the source or with writing.
+    """
+    if dtype not in (None, *DTYPES):
+        raise InputError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
+    origin = zoo.find_source(source)
+    if is_converted(origin.directory):
+        raise InputError(f"{origin.directory}: is converted already")
+    opened = open_source(origin.directory)
+    if dtype is not None:
+        opened = opened.with_dtype(np.dtype(getattr(jnp, dtype)))
+    tokenizer = [
+        origin.directory / name for name in zoo.TOKENIZER_FILES if (origin.directory / name).is_file()
+    ]
+    files = {file.name: _describe(file) for file in (*opened.files, *tokenizer)}
+    provenance = {"source": origin.id, "revision": origin.revision, "files": files}
+    write_checkpoint(
+        Path(out),
+        opened.config,
+        opened.dtypes,
+        provenance,
+        read_group=lambda group: opened.read(group.names, group.layer),
+        copied_files=[origin.directory / "config.json", *tokenizer],
+        progress=progress,
+    )
+
+
+def ensure(name: str | Path, checkpoint_dir: str | Path | None = None) -> Path:
+    """The converted checkpoint of a model: converts on first use and when the source's files changed."""
+    return zoo.ensure_converted(name, checkpoint_dir, convert)
+
+
+def _describe(file: Path) -> dict[str, Any]:
+    status = file.stat()
+    with open(file, "rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    return {"sha256": digest, "size": status.st_size, "mtime_ns": status.st_mtime_ns}

@@ -1,0 +1,123 @@
+"""The one engine that turns any family's checkpoint into our parameters, driven by its table.
+
+Opening a checkpoint reads names and shapes only; values are read when asked for, a tensor at a time.
+"""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from checkpoints_convert.families import FAMILIES
+from checkpoints_convert.fields import Fields
+from checkpoints_convert.match import Filling, Key, match_tensors
+from checkpoints_convert.reader import DTYPES, Tensor, open_tensors, read_json
+from checkpoints_convert.rules import axis_sizes, split_layout
+from headjax.config import ModelConfig
+from headjax.errors import InputError
+from headjax.model import parameter_shapes
+
+# The bits of a float's exponent: all set in infinities and NaNs, and only there.
+EXPONENT = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF0000000000000}
+# Numbers that are looked at together: few enough to stay in the processor's cache.
+BLOCK = 1 << 18
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """An open Hugging Face checkpoint whose tensors all fit.
+
+    Attributes:
+      shapes: of every parameter, stacked over layers.
+      dtypes: of every parameter as `read` returns it.
+      fillings: of every parameter of every layer; one that is not here is zeros.
+      files: config.json and the weight files.
+    """
+
+    directory: Path
+    config: ModelConfig
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, np.dtype]
+    fillings: dict[Key, Filling]
+    files: tuple[Path, ...]
+
+    def read(self, names: Iterable[str], layer: int | None = None) -> dict[str, np.ndarray]:
+        """Name -> array of parameters of one layer (None: of those outside the layers).
+
+        Only the tensors needed are read, each once. Raises InputError for one that holds infinities or
+        NaNs, or numbers beyond the range of its dtype here.
+        """
+        result, wanted = {}, defaultdict(list)
+        for name in names:
+            filling = self.fillings.get((name, layer))
+            if filling is None:
+                shape = self.shapes[name] if layer is None else self.shapes[name][1:]
+                result[name] = np.zeros(shape, self.dtypes[name])
+            else:
+                wanted[filling.tensor.name].append((name, filling))
+        for same_tensor in wanted.values():
+            _, (tensor, rule, _) = same_tensor[0]
+            values = tensor.read()
+            _check_finite(tensor, values)
+            parts = split_layout(values, rule.layout, axis_sizes(self.config), len(rule.parameters))
+            for name, filling in same_tensor:
+                result[name] = _cast(tensor, parts[filling.part], self.dtypes[name])
+        return result
+
+    def with_dtype(self, dtype: np.dtype) -> "Source":
+        """The same, read in one dtype."""
+        return dataclasses.replace(self, dtypes=dict.fromkeys(self.dtypes, dtype))
+
+
+def open_source(directory: Path) -> Source:
+    """Opens a Hugging Face directory. Raises InputError for anything in it that does not fit."""
+    directory = Path(directory)
+    file = directory / "config.json"
+    if not file.is_file():
+        raise InputError(f"{directory}: a checkpoint directory holds config.json; this one does not")
+    values = read_json(file)
+    model_type = values.get("model_type")
+    if model_type not in FAMILIES:
+        raise InputError(f"{file}: model_type must be one of {', '.join(FAMILIES)}; got {model_type!r}")
+    family = FAMILIES[model_type]
+    config, switches = family.read_config(Fields(values, file))
+    tensors, weight_files = open_tensors(directory)
+    shapes = parameter_shapes(config)
+    fillings = match_tensors(directory, family, config, switches, tensors, set(shapes))
+    return Source(directory, config, shapes, _dtypes(shapes, fillings), fillings, (file, *weight_files))
+
+
+def _dtypes(shapes: Iterable[str], fillings: dict[Key, Filling]) -> dict[str, np.dtype]:
+    """The dtype of every parameter as stored, float32 where its layers differ; zeros take the embedding's.
+
+    float64 becomes float32, the widest that JAX has unless told otherwise.
+    """
+    stored = defaultdict(set)
+    for (name, _), filling in fillings.items():
+        stored[name].add(filling.tensor.dtype)
+    result = {}
+    for name in shapes:
+        dtype, *others = stored[name] or stored["embed.W_E"]
+        result[name] = DTYPES["F32" if others or dtype == "F64" else dtype]
+    return result
+
+
+def _check_finite(tensor: Tensor, values: np.ndarray) -> None:
+    bits = values.reshape(-1).view(f"u{values.itemsize}")
+    exponent = bits.dtype.type(EXPONENT[tensor.dtype])
+    for start in range(0, bits.size, BLOCK):
+        if ((bits[start : start + BLOCK] & exponent) == exponent).any():
+            raise InputError(f"{tensor.file}: weights must be finite; {tensor.name} holds NaN or infinity")
+
+
+def _cast(tensor: Tensor, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """A contiguous copy of its own, in the dtype."""
+    with np.errstate(over="ignore"):
+        cast = values.astype(dtype, order="C")
+    narrower = jnp.finfo(dtype).maxexp < jnp.finfo(values.dtype).maxexp
+    if narrower and not np.isfinite(cast).all():
+        raise InputError(f"{tensor.file}: {tensor.name} holds numbers beyond the range of {dtype}")
+    return cast

@@ -1,0 +1,81 @@
+"""What a family's table is made of: rules from checkpoint tensors to our parameters, and layouts."""
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from checkpoints_convert.fields import Fields
+from headjax.config import ModelConfig
+
+
+class Rule(NamedTuple):
+    """One tensor of the checkpoint, the parameters it fills, and how it is laid out.
+
+    `tensor` is its name without the family's prefix; ``{l}`` stands for the layer, ``a|b`` for two
+    spellings. `layout` states the stored axes and the parameter's, in the letters of headjax.axes:
+    ``"D (3 H K) -> 3 D H K"`` is one matrix that holds three, and its three parts fill the parameters in
+    turn; without such a number every parameter gets the whole. `when` names the field of config.json
+    that says whether the tensor exists; where it does not, its parameters are zeros.
+    """
+
+    tensor: str
+    parameters: tuple[str, ...]
+    layout: str
+    when: str | None = None
+
+
+@dataclass(frozen=True)
+class Family:
+    """One table: how to read a `model_type`'s config.json and its tensors.
+
+    Attributes:
+      prefix: of the tensors of the base model, where the file has the head as well.
+      read_config: takes the fields; returns the config and, by name, the switches that `Rule.when` uses.
+      zeros: parameters that the architecture lacks.
+      buffers: tensors that are no weights (masks, rotary tables), named like a rule's.
+    """
+
+    prefix: str
+    read_config: Callable[[Fields], tuple[ModelConfig, dict[str, bool]]]
+    rules: tuple[Rule, ...]
+    zeros: tuple[str, ...]
+    buffers: tuple[str, ...] = field(default=())
+
+
+def axis_sizes(config: ModelConfig) -> dict[str, int]:
+    """Axis letter -> size; a number in a layout is its own size."""
+    return {
+        "3": 3,
+        "H": config.n_heads,
+        "G": config.n_kv_heads,
+        "K": config.d_head,
+        "D": config.d_model,
+        "F": config.d_mlp,
+        "V": config.vocab_size,
+        "P": config.max_positions,
+    }
+
+
+def _stored_axes(layout: str) -> list[list[str]]:
+    """``"D (3 H K) -> ..."`` -> [["D"], ["3", "H", "K"]]."""
+    stored, _ = layout.split(" -> ")
+    return [axis.strip("()").split() for axis in re.findall(r"\([^)]*\)|\S+", stored)]
+
+
+def stored_shape(layout: str, sizes: dict[str, int]) -> tuple[int, ...]:
+    """The shape that the tensor must have in the file."""
+    return tuple(math.prod(sizes[letter] for letter in axis) for axis in _stored_axes(layout))
+
+
+def split_layout(values: np.ndarray, layout: str, sizes: dict[str, int], n_parts: int) -> list[np.ndarray]:
+    """The parameters' arrays (views where possible) of a tensor as stored."""
+    letters = [letter for axis in _stored_axes(layout) for letter in axis]
+    wanted = layout.split(" -> ")[1].split()
+    # As integers: numpy moves the bytes of its own types faster than those of bfloat16.
+    bits = values.view(f"u{values.itemsize}").reshape([sizes[letter] for letter in letters])
+    arranged = bits.transpose([letters.index(letter) for letter in wanted]).view(values.dtype)
+    return list(arranged) if wanted[0].isdigit() else [arranged] * n_parts

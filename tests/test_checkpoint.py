@@ -1,0 +1,262 @@
+"""Reading a converted checkpoint: all of it, some of it, one layer of it; on one device and on eight."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from checkpoints_convert import convert
+from headjax import load_model
+from headjax.checkpoint import (
+    is_converted,
+    parameter_groups,
+    read_config,
+    read_layer,
+    read_parameters,
+    read_provenance,
+    stored_dtypes,
+    write_checkpoint,
+)
+from headjax.config import ModelConfig
+from headjax.errors import InputError
+from headjax.mesh import PARAMETER_AXES, parameter_sharding
+from headjax.model import parameter_shapes
+from tests import torch_oracle
+from tests.tolerances import assert_close
+
+# Eight devices split the heads and the MLP of this model, but not its 1,009 tokens.
+CONFIG = ModelConfig(
+    family="llama",
+    n_layers=3,
+    n_heads=16,
+    n_kv_heads=8,
+    d_head=2,
+    d_model=37,
+    d_mlp=8 * 1021,
+    vocab_size=1009,
+    max_positions=11,
+    norm="rms",
+    norm_eps=1e-5,
+    rotary=None,
+    activation="silu",
+    gated_mlp=True,
+    parallel_residual=False,
+    tied_embeddings=False,
+)
+
+
+def random_parameters(config: ModelConfig) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(5)
+    return {
+        name: rng.normal(size=shape).astype(np.float32) for name, shape in parameter_shapes(config).items()
+    }
+
+
+def write(directory: Path, config: ModelConfig, parameters: dict[str, np.ndarray]) -> None:
+    write_checkpoint(
+        directory,
+        config,
+        {name: array.dtype for name, array in parameters.items()},
+        {"source": "somewhere"},
+        lambda group: {
+            name: parameters[name] if group.layer is None else parameters[name][group.layer]
+            for name in group.names
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.ndarray]]:
+    directory, parameters = tmp_path_factory.mktemp("written") / "model", random_parameters(CONFIG)
+    write(directory, CONFIG, parameters)
+    return directory, parameters
+
+
+@pytest.fixture
+def mesh() -> jax.sharding.Mesh:
+    return jax.make_mesh((8,), ("model",))
+
+
+def test_every_parameter_has_axes_and_they_are_its_own():
+    sizes = {"L": 3, "H": 16, "G": 8, "K": 2, "D": 37, "F": 8 * 1021, "V": 1009, "P": 11}
+    shapes = parameter_shapes(CONFIG)
+    assert set(shapes) == set(PARAMETER_AXES)
+    for name, shape in shapes.items():
+        assert shape == tuple(sizes[letter] for letter in PARAMETER_AXES[name].split())
+
+
+def test_groups_hold_every_parameter_once():
+    groups = parameter_groups(CONFIG)
+    names = [(name, group.layer) for group in groups for name in group.names]
+    assert len(names) == len(set(names))
+    assert {name for name, _ in names} == set(parameter_shapes(CONFIG))
+    assert len({group.path for group in groups}) == len(groups) == CONFIG.n_layers + 2
+
+
+def test_round_trip(written):
+    directory, parameters = written
+    assert is_converted(directory)
+    assert read_config(directory) == CONFIG
+    assert read_provenance(directory) == {"source": "somewhere"}
+    assert set(stored_dtypes(directory).values()) == {np.dtype(np.float32)}
+    actual = read_parameters(directory)
+    assert set(actual) == set(parameters)
+    for name, expected in parameters.items():
+        np.testing.assert_array_equal(actual[name], expected, err_msg=name)
+
+
+def test_some_parameters_in_another_dtype(written):
+    directory, parameters = written
+    names = ["embed.W_E", "blocks.attn.W_V", "unembed.b_U"]
+    actual = read_parameters(directory, names, dtype=jnp.bfloat16)
+    assert sorted(actual) == sorted(names)
+    for name in names:
+        assert isinstance(actual[name], jax.Array)
+        np.testing.assert_array_equal(actual[name], jnp.asarray(parameters[name], jnp.bfloat16))
+    with pytest.raises(ValueError, match=r"parameters are .*embed.W_E, .*; got blocks.attn.W_X"):
+        read_parameters(directory, ["blocks.attn.W_X"])
+
+
+def test_one_layer(written):
+    directory, parameters = written
+    actual = read_layer(directory, 2, ["blocks.attn.W_O", "blocks.ln2.bias"])
+    assert sorted(actual) == ["blocks.attn.W_O", "blocks.ln2.bias"]
+    for name, array in actual.items():
+        np.testing.assert_array_equal(array, parameters[name][2])
+    whole = read_layer(directory, 1, dtype=jnp.float16)
+    assert set(whole) == {name for name in parameters if name.startswith("blocks.")}
+    assert {array.dtype for array in whole.values()} == {np.dtype(np.float16)}
+
+
+def bytes_read() -> int:
+    fields = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+    return int(fields["rchar"])
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/io"), reason="counts bytes where Linux does")
+def test_only_what_is_asked_for_is_read(written):
+    """An MLP matrix has 1.2 MB, W_V 2.4 kB: neither reader may touch the MLP for the sake of W_V."""
+    directory, _ = written
+    for read in (
+        lambda name: read_layer(directory, 1, [name]),
+        lambda name: read_parameters(directory, [name]),
+    ):
+        read("blocks.attn.W_V")  # imports and compiles
+        before = bytes_read()
+        read("blocks.attn.W_V")
+        between = bytes_read()
+        jax.block_until_ready(read("blocks.mlp.W_in"))
+        assert between - before < 200_000
+        assert bytes_read() - between > 1_200_000
+
+
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_on_a_mesh(written, axis_type: AxisType):
+    directory, parameters = written
+    mesh = jax.make_mesh((8,), ("model",), axis_types=(axis_type,))
+    actual = read_parameters(directory, mesh=mesh)
+    for name, expected in parameters.items():
+        np.testing.assert_array_equal(actual[name], expected, err_msg=name)
+        sharding = parameter_sharding(name, expected.shape, mesh)
+        assert actual[name].sharding.is_equivalent_to(sharding, expected.ndim), name
+        for shard in actual[name].addressable_shards:
+            np.testing.assert_array_equal(shard.data, expected[shard.index])
+    assert actual["blocks.attn.W_K"].addressable_shards[3].data.shape == (3, 37, 1, 2)
+    layer = read_layer(directory, 1, ["blocks.mlp.W_out"], mesh=mesh)["blocks.mlp.W_out"]
+    assert layer.sharding.shard_shape(layer.shape) == (1021, 37)
+    np.testing.assert_array_equal(layer, parameters["blocks.mlp.W_out"][1])
+
+
+def test_what_is_split(mesh):
+    def spec(name: str, *shape: int) -> PartitionSpec:
+        return parameter_sharding(name, shape, mesh).spec
+
+    assert spec("blocks.attn.W_Q", 5, 7, 16, 3) == PartitionSpec(None, None, "model", None)
+    assert spec("blocks.attn.W_O", 16, 3, 7) == PartitionSpec("model", None, None)  # one layer of it
+    assert spec("blocks.attn.W_Q", 48, 1600, 25, 64) == PartitionSpec(None, None, None, None)
+    assert spec("blocks.attn.W_V", 5, 7, 2, 3) == PartitionSpec(None, None, None, None)
+    assert spec("blocks.mlp.b_in", 5, 24) == PartitionSpec(None, "model")
+    assert spec("embed.W_E", 50304, 512) == PartitionSpec("model", None)
+    assert spec("embed.W_E", 50257, 512) == PartitionSpec(None, None)
+    data_only = jax.make_mesh((8,), ("data",))
+    assert parameter_sharding("blocks.mlp.b_in", (5, 24), data_only).is_fully_replicated
+
+
+@pytest.mark.parametrize("name", [*torch_oracle.FAMILIES, "llama-mqa-tied"])
+def test_sharded_model_gives_the_same_logits(name: str, tmp_path: Path):
+    """On 2 (copies) x 4 devices; head counts that do not divide are kept whole on every device."""
+    torch_oracle.save_model(name, tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "converted")
+    mesh = jax.make_mesh((2, 4), ("data", "model"))
+    whole, sharded = (load_model(tmp_path / "converted", mesh=m) for m in (None, mesh))
+    tokens = np.random.default_rng(6).integers(0, whole.config.vocab_size, (2, 7)).astype(np.int32)
+    expected, actual = whole(tokens, return_z=True), sharded(tokens, return_z=True)
+    assert_close(actual.logits, expected.logits)
+    assert_close(actual.z, expected.z)
+    assert len(sharded.W_E.devices()) == 8
+
+
+def test_a_split_model_gives_the_same_logits(written):
+    """Heads, MLP and key/value heads all split."""
+    directory, _ = written
+    mesh = jax.make_mesh((8,), ("model",))
+    whole, sharded = (load_model(directory, mesh=m) for m in (None, mesh))
+    tokens = np.random.default_rng(6).integers(0, 1009, (2, 5)).astype(np.int32)
+    assert_close(sharded(tokens).logits, whole(tokens).logits)
+
+
+def test_a_damaged_checkpoint_is_named(written, tmp_path: Path):
+    directory = tmp_path / "copy"
+    shutil.copytree(written[0], directory)
+    shutil.rmtree(directory / "params" / "blocks" / "001")
+    with pytest.raises(InputError, match=r"copy/params/blocks/001: cannot be read: "):
+        read_parameters(directory)
+    header = json.loads((directory / "headjax.json").read_text())
+    (directory / "headjax.json").write_text(json.dumps(header | {"format_version": 0}))
+    with pytest.raises(InputError, match=r"headjax.json: format version must be 1; got 0; convert again"):
+        read_config(directory)
+    (directory / "headjax.json").write_text("{")
+    with pytest.raises(InputError, match=r"headjax.json: not the header of a converted checkpoint"):
+        read_config(directory)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_an_interrupted_write_leaves_what_was_there(tmp_path: Path):
+    directory, parameters = tmp_path / "model", random_parameters(CONFIG)
+    write(directory, CONFIG, parameters)
+
+    def interrupt(_group):
+        raise Interrupted
+
+    with pytest.raises(Interrupted):
+        write_checkpoint(directory, CONFIG, {}, {}, interrupt)
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+    np.testing.assert_array_equal(read_parameters(directory)["embed.W_E"], parameters["embed.W_E"])
+
+
+def test_a_write_that_cannot_take_its_place_leaves_what_was_there(tmp_path: Path, monkeypatch):
+    directory, parameters = tmp_path / "model", random_parameters(CONFIG)
+    write(directory, CONFIG, parameters)
+    rename, calls = os.rename, []
+
+    def fail_the_second_time(*paths):
+        calls.append(paths)
+        if len(calls) == 2:
+            raise OSError("no such luck")
+        rename(*paths)
+
+    with monkeypatch.context() as patched:
+        patched.setattr("headjax.checkpoint.os.rename", fail_the_second_time)
+        with pytest.raises(InputError, match="model: cannot be written: no such luck"):
+            write(directory, CONFIG, {name: 2 * array for name, array in parameters.items()})
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+    np.testing.assert_array_equal(read_parameters(directory)["embed.W_E"], parameters["embed.W_E"])
