@@ -5,6 +5,7 @@ that tracing and compiling cost the same at 4 layers as at 80. Modules are pytre
 `jax.jit` or `jax.grad` like any other argument.
 """
 
+from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
@@ -259,10 +260,24 @@ def model_parameters(model: Transformer) -> dict[str, Array | jax.ShapeDtypeStru
     return {".".join(path): variable.get_value() for path, variable in nnx.to_flat_state(nnx.state(model))}
 
 
-def build_model(config: ModelConfig, parameters: dict[str, Array]) -> Transformer:
+def build_model(config: ModelConfig, parameters: Mapping[str, Array]) -> Transformer:
     """A model around arrays that exist already, named as `model_parameters` names them."""
-    graph, state = nnx.split(abstract_model(config))
+    return fill(abstract_model(config), parameters)
+
+
+def first_mlp(config: ModelConfig, parameters: Mapping[str, Array]) -> tuple[Norm, MLP]:
+    """The first block's MLP and its norm alone, from ``blocks.ln2.*`` and ``blocks.mlp.*`` of layer 0."""
+    init = nnx.initializers.zeros
+    norm = nnx.eval_shape(lambda: Norm(config, (), jnp.float32))
+    mlp = nnx.eval_shape(lambda: MLP(config, init, (), nnx.Rngs(0)))
+    return fill(norm, parameters, "blocks.ln2."), fill(mlp, parameters, "blocks.mlp.")
+
+
+def fill(module: nnx.Module, parameters: Mapping[str, Array], prefix: str = "") -> nnx.Module:
+    """An abstract module with arrays in its places; `prefix` is the module's own name among them."""
+    graph, state = nnx.split(module)
     filled = [
-        (path, variable.replace(parameters[".".join(path)])) for path, variable in nnx.to_flat_state(state)
+        (path, variable.replace(parameters[prefix + ".".join(path)]))
+        for path, variable in nnx.to_flat_state(state)
     ]
     return nnx.merge(graph, nnx.from_flat_state(filled))

@@ -27,9 +27,9 @@ class SummaryRow(NamedTuple):
     skipped: str = ""
 
 
-def skipped_row(model: str, relation: str, category: str, n_pairs: int, reason: str) -> SummaryRow:
-    """The row of a relation that was left out for this model, with the number of pairs it had and why."""
-    return SummaryRow(model, relation, category, n_pairs=n_pairs, skipped=reason)
+def skipped_row(model: str, relation: str, category: str, reason: str) -> SummaryRow:
+    """The row of a relation that was left out for this model, and why."""
+    return SummaryRow(model, relation, category, skipped=reason)
 
 
 def score_rows(grids: GridSet, threshold: float = 0.15, k: int = 3) -> list[SummaryRow]:

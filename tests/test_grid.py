@@ -203,14 +203,14 @@ def test_heads_are_classified_one_model_at_a_time(mixed):
 
 def test_summary_rows_name_the_best_heads_and_what_was_skipped(tmp_path):
     grids = hand_made().select(kind="static", category="Knowledge")
-    rows = [*score_rows(grids), skipped_row("Tiny", "product_to_company", "Knowledge", 7, "7 of 30 pairs")]
+    rows = [*score_rows(grids), skipped_row("Tiny", "product_to_company", "Knowledge", "7 of 30 pairs")]
     assert rows[0].best_heads == "L1H0 1.00, L1H2 0.20, L0H0 0.00"
     assert (rows[0].maximum, rows[0].heads, rows[0].n_pairs) == ("1.0", 2, 41)
     save_summary(rows, tmp_path / "summary.csv")
     with open(tmp_path / "summary.csv", newline="") as file:
         saved = list(csv.DictReader(file))
     assert saved[0]["best_heads"].startswith("L1H0 1.00")
-    assert (saved[1]["relation"], saved[1]["n_pairs"]) == ("product_to_company", "7")
+    assert (saved[1]["relation"], saved[1]["n_pairs"]) == ("product_to_company", "")
     assert saved[1]["skipped"] == "7 of 30 pairs"
 
 

@@ -1,0 +1,211 @@
+"""What a run can compute of one model: `ANALYSES`, a table of functions from a Subject to grids.
+
+Each takes the Subject and a wrapper that shows progress; what it is asked is in `subject.run`.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from experiments.subject import Subject
+from headjax.errors import InputError
+from headjax.grid import SUPPRESSION, GridSet, HeadGrid
+from headjax.metrics import METRICS, mean_and_stderr
+from headjax.sweeps.attention_patterns import PATTERNS, attention_patterns, repeated_tokens
+from headjax.sweeps.batches import Track
+from headjax.sweeps.dynamic_scores import dynamic_scores as score_prompts
+from headjax.sweeps.gradient_attribution import DIFFERENTIABLE
+from headjax.sweeps.gradient_attribution import gradient_attribution as differentiate
+from headjax.sweeps.head_ablation import head_ablation as ablate
+from headjax.sweeps.logit_attribution import logit_attribution as attribute
+from headjax.sweeps.relation_scores import checkpoint_weights
+from headjax.sweeps.relation_scores import relation_scores as score_weights
+from headjax.sweeps.replacement import find_replacement
+
+REPEATED = "repeated_tokens"  # where a grid names a relation: random tokens written twice
+
+
+def relation_scores(subject: Subject, track: Track) -> GridSet:
+    """Static relation scores and suppression, read off the weights."""
+    scores = score_weights(
+        checkpoint_weights(subject.directory, subject.config),
+        subject.pairs,
+        subject.rule,
+        precision=subject.run.precision,
+        seed=subject.run.seed,
+        track=lambda layers: track(layers, subject.config.n_layers, "relation scores"),
+    )
+    return GridSet(
+        tuple(
+            _grid(subject, pairs.relation.id, kind, grid[r], len(pairs.words))
+            for kind, grid in (("static", scores.plain), ("static" + SUPPRESSION, scores.suppression))
+            for r, pairs in enumerate(subject.pairs)
+        )
+    )
+
+
+def dynamic_scores(subject: Subject, track: Track) -> GridSet:
+    """Dynamic relation scores with and without context, plain and suppression, of every template."""
+    batch = subject.dynamic_batch
+    scores = score_prompts(
+        subject.model,
+        batch,
+        np.array([subject.rule.k(prompt.relation) for prompt in batch.prompts], np.int32),
+        batch_size=subject.run.batch_size,
+        seed=subject.run.seed,
+        track=track,
+    )
+    return GridSet(
+        tuple(
+            _grid(subject, relation, kind, grid[r], int(scores.n_prompts[r]), template=template)
+            for kind, grid in scores.scores.items()
+            for r, (relation, template) in enumerate(scores.groups)
+        )
+    )
+
+
+def logit_attribution(subject: Subject, track: Track) -> GridSet:
+    """Direct logit attribution of the answer and, where there are distractors, of the difference."""
+    metrics = ("logit", "logit_diff") if subject.task_batch.distractors is not None else ("logit",)
+    return GridSet(
+        tuple(
+            grid
+            for metric in metrics
+            for grid in _by_relation(
+                subject,
+                "logit_attribution",
+                attribute(
+                    subject.model,
+                    subject.task_batch,
+                    metric=metric,
+                    batch_size=subject.run.batch_size,
+                    track=track,
+                ).heads,
+                metric,
+            )
+        )
+    )
+
+
+def head_ablation(subject: Subject, track: Track) -> GridSet:
+    """What the answer loses without each head: clean minus ablated, of every metric."""
+    run = subject.run
+    result = ablate(
+        subject.model,
+        subject.task_batch,
+        ablation=run.ablation,
+        positions=run.positions,
+        mean_over=run.mean_over,
+        kv_groups=run.kv_groups,
+        batch_size=run.batch_size,
+        variant_batch=run.variant_batch,
+        seed=run.seed,
+        track=track,
+    )
+    return GridSet(
+        tuple(
+            grid
+            for metric in _metrics(subject, METRICS)
+            for grid in _by_relation(
+                subject, f"ablation_{metric}", np.moveaxis(result.effect(metric), 2, 0), metric
+            )
+        )
+    )
+
+
+def gradient_attribution(subject: Subject, track: Track) -> GridSet:
+    """The first-order estimate of head ablation, of every metric that has a derivative."""
+    run = subject.run
+    replacement = find_replacement(
+        subject.model,
+        subject.task_batch,
+        run.ablation,
+        positions=run.positions,
+        mean_over=run.mean_over,
+        batch_size=run.batch_size,
+        seed=run.seed,
+    )
+    return GridSet(
+        tuple(
+            grid
+            for metric in _metrics(subject, tuple(DIFFERENTIABLE))
+            for grid in _by_relation(
+                subject,
+                f"gradient_{metric}",
+                differentiate(
+                    subject.model,
+                    subject.task_batch,
+                    metric=metric,
+                    positions=run.positions,
+                    replacement=replacement,
+                    batch_size=run.batch_size,
+                    track=track,
+                ),
+                metric,
+            )
+        )
+    )
+
+
+def attention_scores(subject: Subject, track: Track) -> GridSet:
+    """Previous-token, duplicate-token and induction scores, on random tokens written twice and on prompts."""
+    run, tokenizer = subject.run, subject.tokenizer
+    tokens = repeated_tokens(
+        subject.config,
+        seed=run.seed,
+        bos=tokenizer.bos_token_id if subject.task_batch.bos else None,
+        vocab_size=min(len(tokenizer), subject.config.vocab_size),
+    )
+    batch = subject.task_batch
+    measured = {
+        REPEATED: attention_patterns(subject.model, tokens, batch_size=run.batch_size, track=track),
+        "prompts": attention_patterns(
+            subject.model, batch.tokens, batch.mask, batch_size=run.batch_size, track=track
+        ),
+    }
+    return GridSet(
+        tuple(
+            _grid(subject, on, f"attention_{pattern}", getattr(scores, pattern), scores.n_tokens[pattern])
+            for on, scores in measured.items()
+            for pattern in PATTERNS
+        )
+    )
+
+
+ANALYSES: dict[str, Callable[[Subject, Track], GridSet]] = {
+    "relation_scores": relation_scores,
+    "dynamic_scores": dynamic_scores,
+    "logit_attribution": logit_attribution,
+    "head_ablation": head_ablation,
+    "gradient_attribution": gradient_attribution,
+    "attention_patterns": attention_scores,
+}
+
+
+def _grid(subject: Subject, relation: str, kind: str, scores: np.ndarray, n_pairs: int, **rest) -> HeadGrid:
+    name, category = subject.label(relation)
+    return HeadGrid(
+        scores, subject.display_name, relation, category, kind, n_pairs=n_pairs, name=name, **rest
+    )
+
+
+def _by_relation(subject: Subject, kind: str, effects: np.ndarray, metric: str) -> Iterator[HeadGrid]:
+    """One grid a relation from values [B L H] of every task prompt."""
+    relations = np.array([prompt.relation for prompt in subject.task_batch.prompts])
+    for relation in dict.fromkeys(relations.tolist()):
+        samples = effects[relations == relation]
+        mean, stderr = mean_and_stderr(np.moveaxis(samples, 0, -1))
+        yield _grid(
+            subject, relation, kind, mean, len(samples), metric=metric, stderr=stderr, samples=samples
+        )
+
+
+def _metrics(subject: Subject, possible: tuple[str, ...]) -> tuple[str, ...]:
+    """The metrics asked for, or all that the prompts allow."""
+    has_distractors = subject.task_batch.distractors is not None
+    allowed = tuple(metric for metric in possible if metric != "logit_diff" or has_distractors)
+    if not subject.run.metrics:
+        return allowed
+    if "logit_diff" in subject.run.metrics and not has_distractors:
+        raise InputError("metric 'logit_diff' needs prompts with distractors; these have none")
+    return tuple(metric for metric in subject.run.metrics if metric in possible)

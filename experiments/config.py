@@ -1,0 +1,248 @@
+"""RunConfig: every field of a run, its type and its default; read from a Python file and `--config.FIELD`."""
+
+import dataclasses
+import difflib
+import importlib.util
+import json
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+
+from headjax.errors import InputError
+
+ANALYSES = (
+    "relation_scores",
+    "dynamic_scores",
+    "logit_attribution",
+    "head_ablation",
+    "gradient_attribution",
+    "ablation_curves",
+    "attention_patterns",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """One run. Every name below is a field; `--config.FIELD=VALUE` overrides it.
+
+    Attributes:
+      model: alias (`gpt2-xl`), Hugging Face id or directory; several give one panel each. `planted` is
+        the demonstration checkpoint, built on the spot.
+      relations: ids of the relations; empty means all there are.
+      relations_dir: a directory of the user's own relations, in place of the built-in ones.
+      analyses: what to compute, of `ANALYSES`.
+      top_k: rank within which a relation's target counts as a hit; None: the family's default.
+      top_k_copying: the same for copying and name copying.
+      first_mlp: whether sources pass through the first block's MLP; None: the family's default.
+      threshold: a head implements a relation above this score.
+      count_suppression: whether implementing a relation by suppression gives a head its category.
+      min_pairs: relations with fewer single-token pairs are skipped.
+      dtype: of the parameters in forward passes (relation scores are float32 always).
+      precision: of matrix products; "highest" makes float32 mean float32 on every device.
+      batch_size: prompts that are run at once.
+      seed: of everything drawn at random.
+      templates: prompts with `<X>` for the source; empty means the four published ones for dynamic scores
+        and the relation's own task prompt for everything else. Where a template holds a comma, the list is
+        written as JSON: `--config.templates='["<X>, say", "No <X>"]'`.
+      prompts: a JSONL file, `ioi` or `colored_objects`, in place of the relations' task prompts.
+      n_prompts: at most so many of each relation, or of the generators; None: all, or 100.
+      multi_token: dynamic scores also of sources of several tokens, of which the last one is the source.
+      bos: whether prompts begin with the beginning-of-text token; None: the family's default.
+      ablation: what replaces a head's output: "zero", "mean" or "resample".
+      mean_over: "prompts" (each position its own mean) or "tokens" (one mean).
+      positions: where heads are ablated, "last" or "all".
+      kv_groups: ablate the query heads of a key/value head together.
+      metrics: of "logprob", "logit_diff" and "accuracy"; empty means all that the prompts allow.
+      rank_by: the kind of grid that ranks heads for ablation curves; max_heads: how many at most (None: by
+        the model's number of heads); n_random_draws: as many other heads, drawn so often.
+      variant_batch: ablated variants that are run at once; None: by the device's free memory.
+      latex: also write the table of correlations in LaTeX.
+      circuits: marks on the heat maps, as `RELATION=SOURCE`, where SOURCE is a published circuit
+        (`circuit_reuse`), a file of heads, or a head (`L9H6`); a SOURCE alone marks every panel.
+      heat_maps: relations to draw; empty means the two with the highest score.
+      orientation: "layer_x" (layers along x) or "head_x", of heat maps.
+      origin: "lower" or "upper", where the y axis of a figure has its 0.
+      out: directory of the results; checkpoint_dir: where converted checkpoints are kept.
+    """
+
+    model: str | tuple[str, ...]
+    relations: tuple[str, ...] = ()
+    relations_dir: str | None = None
+    analyses: tuple[str, ...] = ("relation_scores",)
+    top_k: int | None = None
+    top_k_copying: int | None = None
+    first_mlp: bool | None = None
+    threshold: float = 0.15
+    count_suppression: bool = True
+    min_pairs: int = 30
+    dtype: str = "float32"
+    precision: str = "highest"
+    batch_size: int = 64
+    seed: int = 0
+    templates: tuple[str, ...] = ()
+    prompts: str | None = None
+    n_prompts: int | None = None
+    multi_token: bool = False
+    bos: bool | None = None
+    ablation: str = "zero"
+    mean_over: str = "prompts"
+    positions: str = "last"
+    kv_groups: bool = False
+    metrics: tuple[str, ...] = ()
+    rank_by: str = "static"
+    max_heads: int | None = None
+    n_random_draws: int = 5
+    variant_batch: int | None = None
+    latex: bool = False
+    circuits: tuple[str, ...] = ()
+    heat_maps: tuple[str, ...] = ()
+    orientation: str = "layer_x"
+    origin: str = "lower"
+    out: str = "out"
+    checkpoint_dir: str = "checkpoints"
+
+    def __post_init__(self):
+        for name, kind in typing.get_type_hints(RunConfig).items():
+            value = getattr(self, name)
+            if not any(_is_a(value, option) for option in _options(kind)):
+                raise InputError(f"field {name!r} must be {_describe(kind)}; got {value!r}")
+        for name, choices in _CHOICES.items():
+            value = getattr(self, name)
+            for one in value if isinstance(value, tuple) else (value,):
+                if one not in choices:
+                    raise InputError(f"field {name!r} must be one of {', '.join(choices)}; got {one!r}")
+        for name, least in _MINIMA.items():
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"field {name!r} must be at least {least}; got {value!r}")
+        if not self.models:
+            raise InputError("field 'model' must name at least one model; got none")
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models' names, always as a tuple."""
+        return self.model if isinstance(self.model, tuple) else (self.model,)
+
+
+_CHOICES = {
+    "analyses": ANALYSES,
+    "dtype": ("float32", "bfloat16", "float16"),
+    "precision": ("highest", "high", "default"),
+    "ablation": ("zero", "mean", "resample"),
+    "mean_over": ("prompts", "tokens"),
+    "positions": ("last", "all"),
+    "metrics": ("logprob", "logit_diff", "accuracy"),
+    "orientation": ("layer_x", "head_x"),
+    "origin": ("lower", "upper"),
+}
+_MINIMA = {
+    **{"top_k": 1, "top_k_copying": 1, "min_pairs": 1, "threshold": 0, "seed": 0, "batch_size": 1},
+    **{"n_prompts": 1, "max_heads": 1, "n_random_draws": 1, "variant_batch": 1},
+}
+
+
+def load_config(path: str, overrides: Mapping[str, str]) -> RunConfig:
+    """Runs a config file's `get_config()` and replaces fields by `overrides` (field -> text).
+
+    `path` is a Python file, or the name of one in `experiments/configs` (`demo`). Raises InputError for a
+    file that gives no RunConfig, an unknown field (with the near ones) and a value of the wrong type.
+    """
+    file = Path(path)
+    if not file.suffix:
+        file = Path(__file__).parent / "configs" / f"{path}.py"
+    if not file.is_file():
+        raise InputError(f"a config must be a Python file; there is no {file}")
+    spec = importlib.util.spec_from_file_location("headjax_config", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise InputError(f"a config file must define get_config(); {file} does not")
+    config = module.get_config()
+    if not isinstance(config, RunConfig):
+        raise InputError(f"get_config() must return a RunConfig; {file} returns {type(config).__name__}")
+    hints = typing.get_type_hints(RunConfig)
+    values = {}
+    for name, text in overrides.items():
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, n=3, cutoff=0.5)
+            hint = f"; near ones: {', '.join(near)}" if near else f"; fields: {', '.join(hints)}"
+            raise InputError(f"a config has no field {name!r}{hint}")
+        values[name] = _parse(name, text, hints[name])
+    return dataclasses.replace(config, **values)
+
+
+def config_to_json(config: RunConfig) -> dict[str, object]:
+    """The fields, as run.json holds them."""
+    return dataclasses.asdict(config)
+
+
+def config_from_json(fields: Mapping[str, object]) -> RunConfig:
+    """The config that `config_to_json` came from; JSON's lists are tuples again."""
+    known = {field.name for field in dataclasses.fields(RunConfig)}
+    unknown = sorted(set(fields) - known)
+    if unknown:
+        raise InputError(f"run.json must be of this version; it has the unknown fields {', '.join(unknown)}")
+    return RunConfig(
+        **{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+    )
+
+
+def _options(kind: object) -> tuple:
+    """The types that a union allows, or the one type itself."""
+    return typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+
+
+def _is_a(value: object, kind: object) -> bool:
+    if kind == tuple[str, ...]:
+        return isinstance(value, tuple) and all(isinstance(entry, str) for entry in value)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)
+
+
+_NAMES = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    tuple[str, ...]: "words separated by commas",
+    types.NoneType: "none",
+}
+
+
+def _describe(kind: object) -> str:
+    return " or ".join(_NAMES[option] for option in _options(kind))
+
+
+def _parse(name: str, text: str, kind: object) -> object:
+    """The value that a command line's text stands for."""
+    options = _options(kind)
+    if types.NoneType in options and text.lower() == "none":
+        return None
+    if tuple[str, ...] in options and (str not in options or "," in text):
+        if text.lstrip().startswith("["):
+            return _parse_list(name, text)
+        # `--config.relations=all` and an empty value both mean: no selection.
+        return tuple(word.strip() for word in text.split(",") if word.strip() not in ("", "all"))
+    if str in options:
+        return text
+    try:
+        value = json.loads(text.lower())
+    except ValueError:
+        value = None
+    if value is None or not any(_is_a(value, option) for option in options):
+        raise InputError(f"field {name!r} must be {_describe(kind)}; got {text!r}")
+    return value
+
+
+def _parse_list(name: str, text: str) -> tuple[str, ...]:
+    try:
+        words = json.loads(text)
+    except ValueError as error:
+        raise InputError(
+            f"field {name!r} must be a JSON list where it begins with [; got {text!r}"
+        ) from error
+    return tuple(words)

@@ -1,0 +1,156 @@
+"""One run: models to score grids to tables and figures.
+
+    python -m experiments.run --config experiments/configs/NAME.py [--config.FIELD=VALUE ...]
+
+Writes scores.csv, scores.npz, summary.csv, figures/ and run.json into the config's `out`, and ends by
+naming them. Exit status 2, with one line, for input that cannot be used.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+from absl import flags
+
+from experiments import planted
+from experiments.analyses import ANALYSES
+from experiments.config import RunConfig, config_to_json, load_config
+from experiments.draw import draw_figures, read_marks
+from experiments.stages import Stages, devices, peak_memory, versions
+from experiments.subject import Subject, load_subject
+from headjax.checkpoint import read_provenance
+from headjax.circuits import check_fits
+from headjax.errors import InputError, run_main
+from headjax.files import atomic_write
+from headjax.grid import GridSet, save_csv, save_npz
+from headjax.summary import category_rows, save_summary, score_rows, skipped_row, summary_table
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string(
+    "config", None, "A Python file with get_config(), or the name of one in experiments/configs."
+)
+flags.DEFINE_bool("progress", True, "Progress bars, where there is a terminal to show them on.")
+
+
+def run(config: RunConfig, progress: bool = True) -> list[Path]:
+    """Does what the config says and returns the files written."""
+    out = Path(config.out)
+    stages = Stages(progress)
+    check_writable(out)
+    jax.config.update("jax_default_matmul_precision", config.precision)
+
+    # All models first: what is missing or does not fit is said before the long work starts.
+    subjects = []
+    for name in config.models:
+        with stages.stage(f"{name}: load"):
+            subjects.append(load_subject(name, config))
+        check_figures(subjects[-1], config)
+    grids = GridSet()
+    for subject in subjects:
+        for analysis in config.analyses:
+            with stages.stage(f"{subject.display_name}: {analysis}"):
+                grids += ANALYSES[analysis](subject, stages.track)
+
+    rows = [*score_rows(grids, config.threshold), *skipped_rows(subjects)]
+    rows += category_rows(grids, config.threshold, config.count_suppression)
+    files = [out / "scores.csv", out / "scores.npz", out / "summary.csv"]
+    save_csv(grids, files[0])
+    save_npz(grids, files[1])
+    save_summary(rows, files[2])
+    with stages.stage("figures"):
+        files += draw_figures(grids, config)
+    with atomic_write(out / "run.json") as file:
+        json.dump(describe(config, subjects, stages), file, indent=2)
+    files.append(out / "run.json")
+
+    print(summary_table(rows))
+    for subject in subjects:
+        if subject.planted is not None:
+            print(
+                planted.compare(grids.select(model=subject.display_name), subject.planted, config.threshold)[
+                    0
+                ]
+            )
+    print("wrote", *files, sep="\n  ")
+    return files
+
+
+def check_writable(out: Path) -> None:
+    """Says before the work starts, not after it, that the results could not be written."""
+    with atomic_write(out / "run.json.check") as file:
+        file.write("")
+    (out / "run.json.check").unlink()
+
+
+def check_figures(subject: Subject, config: RunConfig) -> None:
+    """Says before the work starts that a heat map or its marks could not be drawn."""
+    relations = [pairs.relation.id for pairs in subject.pairs]
+    for relation in config.heat_maps:
+        if relation not in relations:
+            raise InputError(
+                f"heat_maps must name relations that are scored: {', '.join(relations)}; got {relation!r}"
+            )
+    for entry in config.circuits:
+        relation, circuit = read_marks(entry)
+        if relation is not None and relation not in relations:
+            raise InputError(
+                f"circuits must name relations that are scored: {', '.join(relations)}; got {relation!r}"
+            )
+        check_fits(circuit, subject.config.n_layers, subject.config.n_heads)
+
+
+def skipped_rows(subjects: Sequence[Subject]) -> list:
+    """The relations that each model had too few pairs for."""
+    return [
+        skipped_row(subject.display_name, relation.id, relation.category, reason)
+        for subject in subjects
+        for relation, reason in subject.skipped
+    ]
+
+
+def describe(config: RunConfig, subjects: Sequence[Subject], stages: Stages) -> dict:
+    """run.json: everything that determines the numbers, and what it cost to compute them."""
+    return {
+        "config": config_to_json(config),
+        "models": [
+            {
+                "name": subject.display_name,
+                "config": dataclasses.asdict(subject.config),
+                "source": read_provenance(subject.directory),
+                "relations": {pairs.relation.id: len(pairs.words) for pairs in subject.pairs},
+                "skipped": {relation.id: reason for relation, reason in subject.skipped},
+            }
+            for subject in subjects
+        ],
+        "versions": versions(),
+        "devices": devices(),
+        "implementations": {"relation_hits": "xla"},
+        "precision": config.precision,
+        "seconds": stages.seconds,
+        "peak_bytes": peak_memory(),
+    }
+
+
+def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
+    """`--config.FIELD=VALUE` arguments as field -> text."""
+    overrides = {}
+    for argument in arguments:
+        match = re.fullmatch(r"--config\.(\w+)=(.*)", argument, re.DOTALL)
+        if match is None:
+            raise InputError(f"after --config only --config.FIELD=VALUE may follow; got {argument!r}")
+        overrides[match[1]] = match[2]
+    return overrides
+
+
+def main(argv: Sequence[str]) -> None:
+    overrides = parse_overrides(argv[1:])
+    if FLAGS.config is None:
+        raise InputError("a run needs --config FILE, e.g. --config experiments/configs/demo.py; got none")
+    run(load_config(FLAGS.config, overrides), FLAGS.progress)
+
+
+if __name__ == "__main__":
+    run_main(main, unknown_flags=True)

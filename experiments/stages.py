@@ -1,0 +1,68 @@
+"""What a run says while it works, and what it measured about itself for run.json."""
+
+import contextlib
+import importlib.metadata
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import jax
+import tqdm
+
+PACKAGES = ("headjax", "jax", "jaxlib", "flax", "orbax-checkpoint", "transformers", "numpy", "matplotlib")
+T = TypeVar("T")
+
+
+class Stages:
+    """Times the stages of a run: a progress bar each on a terminal, one line each elsewhere."""
+
+    def __init__(self, progress: bool):
+        self.bars = progress and sys.stderr.isatty()
+        self.seconds: dict[str, float] = {}
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Measures what happens inside and prints its one line."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0) + time.perf_counter() - start
+        if not self.bars:
+            print(f"{name}: {self.seconds[name]:.1f} s", file=sys.stderr, flush=True)
+
+    def track(self, items: Iterable[T], total: int | None = None, label: str = "") -> Iterable[T]:
+        """The items, shown as a progress bar where there is a terminal to show it on."""
+        return tqdm.tqdm(items, desc=label, total=total, leave=False, disable=not self.bars)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of every package that determines the numbers."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[package] = importlib.metadata.version(package)
+    return found
+
+
+def devices() -> dict[str, object]:
+    """What the run computes on."""
+    return {
+        "platform": jax.default_backend(),
+        "kind": jax.devices()[0].device_kind,
+        "count": jax.device_count(),
+        "processes": jax.process_count(),
+        "machine": platform.machine(),
+    }
+
+
+def peak_memory() -> dict[str, int]:
+    """Largest resident memory of this process and of each device that reports one, in bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    for device in jax.local_devices():
+        statistics = device.memory_stats() or {}
+        if "peak_bytes_in_use" in statistics:
+            peak[str(device)] = statistics["peak_bytes_in_use"]
+    return peak

@@ -1,0 +1,85 @@
+"""Data flows one way, and our package names get in nobody's way."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+OURS = {"kernels", "headjax", "checkpoints_convert", "experiments"}
+MAY_IMPORT = {
+    "kernels": {"kernels"},
+    "headjax": {"headjax", "kernels"},
+    "checkpoints_convert": {"checkpoints_convert", "headjax", "kernels"},
+    "experiments": OURS,
+}
+
+
+def imported_modules(file: Path) -> set[str]:
+    """Every module that a file imports anywhere, also inside functions."""
+    modules = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: imports are absolute"
+            modules.add(node.module)
+    return modules
+
+
+def files(package: str) -> list[Path]:
+    found = sorted((ROOT / package).rglob("*.py"))
+    assert found
+    return found
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_flow_one_way(package: str):
+    for file in files(package):
+        used = {module.split(".")[0] for module in imported_modules(file)} & OURS
+        assert used <= MAY_IMPORT[package], f"{file} imports {used - MAY_IMPORT[package]}"
+
+
+def test_only_figures_imports_matplotlib():
+    for package in OURS:
+        for file in files(package):
+            if file.name != "figures.py":
+                assert not {m for m in imported_modules(file) if m.startswith("matplotlib")}, file
+
+
+def test_torch_is_only_needed_to_read_bin_files_and_in_benchmarks():
+    users = [
+        file.relative_to(ROOT).as_posix()
+        for package in OURS
+        for file in files(package)
+        if {m for m in imported_modules(file) if m.split(".")[0] == "torch"}
+    ]
+    benchmarks = {"experiments/torch_gpt2.py"}  # what they compare with
+    assert set(users) <= {"checkpoints_convert/reader.py", *benchmarks} | {
+        user for user in users if user.startswith("experiments/bench")
+    }
+
+
+def run_python(code: str, cwd: Path) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=120)
+
+
+def test_transformers_still_imports_beside_our_kernels_package():
+    """transformers probes for a package of the same name as our `kernels`; it must not take ours for it."""
+    code = (
+        "import kernels, os; assert os.path.dirname(kernels.__file__) == os.path.abspath('kernels'); "
+        "assert not hasattr(kernels, '__version__'); "
+        "import transformers; transformers.AutoTokenizer; transformers.AutoConfig; "
+        "from transformers import LlamaForCausalLM, LlamaConfig; "
+        "LlamaForCausalLM(LlamaConfig(vocab_size=11, hidden_size=8, intermediate_size=12, "
+        "num_hidden_layers=1, num_attention_heads=2))"
+    )
+    result = run_python(code, ROOT)
+    assert result.returncode == 0, result.stderr
+
+
+def test_importing_the_kernels_package_is_light():
+    result = run_python("import sys, kernels; assert 'jax' not in sys.modules", ROOT)
+    assert result.returncode == 0, result.stderr

@@ -1,0 +1,192 @@
+"""`python -m experiments.run`: from checkpoints on disk to every file it promises, and its error lines."""
+
+import csv
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import draw
+from experiments.config import RunConfig
+from experiments.run import parse_overrides, run
+from headjax.errors import InputError
+from headjax.grid import load_npz
+from tests.test_parity import TRAINED
+
+ROOT = Path(__file__).resolve().parents[1]
+# Words that are single tokens of each trained checkpoint's small vocabulary.
+COPYING = {
+    "stories260K": ["Lily", "Tim", "mom", "day", "big", "friend", "happy"],
+    "slm4096": ["b", "c", "d", "e", "t", "a", "s"],
+    "gpt-nano-sort": ["A", "B", "C"],
+}
+
+
+def write_relations(name: str, directory: Path) -> str:
+    """Copying over words of the model's own, and a relation that has too few pairs for it."""
+    (directory / "copying.json").write_text(json.dumps([[word, word] for word in COPYING[name]]))
+    (directory / "too_few.json").write_text(json.dumps([["unheard-of", "word"]]))
+    return str(directory)
+
+
+@pytest.fixture(scope="module")
+def finished(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, list[Path]]:
+    """One run over a trained checkpoint."""
+    tmp = tmp_path_factory.mktemp("run")
+    (tmp / "relations").mkdir()
+    config = RunConfig(
+        model=str(shared_data / "checkpoints" / "stories260K"),
+        relations_dir=write_relations("stories260K", tmp / "relations"),
+        min_pairs=3,
+        circuits=("copying=L1H2",),
+        out=str(tmp / "out"),
+        checkpoint_dir=str(tmp / "checkpoints"),
+    )
+    return config, run(config, progress=False)
+
+
+def test_writes_every_file_it_names(finished):
+    config, files = finished
+    out = Path(config.out)
+    names = {file.relative_to(out).as_posix() for file in files}
+    figures = {"category_map", "relations_stories260K_copying"}
+    assert names == {
+        *("scores.csv", "scores.npz", "summary.csv", "run.json"),
+        *(f"figures/{figure}.{kind}" for figure in figures for kind in ("png", "pdf")),
+    }
+    assert {f.relative_to(out).as_posix() for f in out.rglob("*") if f.is_file()} == names
+    assert all(file.stat().st_size > 100 for file in files)
+
+
+def test_scores_of_all_heads_in_csv_and_npz(finished):
+    config, _ = finished
+    with open(Path(config.out) / "scores.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["kind"] for row in rows} == {"static", "static_suppression"}
+    assert len(rows) == 2 * 5 * 8  # kinds, layers, heads
+    assert {(row["model"], row["relation"], row["n_pairs"]) for row in rows} == {
+        ("stories260K", "copying", "7")
+    }
+    for grid in load_npz(Path(config.out) / "scores.npz"):
+        of_kind = [float(row["score"]) for row in rows if row["kind"] == grid.kind]
+        np.testing.assert_array_equal(grid.scores.ravel(), np.float32(of_kind))
+
+
+def test_summary_says_what_was_skipped_and_why(finished):
+    config, _ = finished
+    with open(Path(config.out) / "summary.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    skipped = [row for row in rows if row["skipped"]]
+    assert [(row["relation"], row["skipped"]) for row in skipped] == [
+        ("too_few", "0 of 1 pairs are single tokens, min_pairs is 3")
+    ]
+    counts = [
+        int(row["heads"])
+        for row in rows
+        if row["category"].endswith(("nclassified", "categories", "category"))
+    ]
+    assert sum(counts) == 5 * 8
+
+
+def test_run_json_says_what_determined_the_numbers(finished, shared_data):
+    config, _ = finished
+    described = json.loads((Path(config.out) / "run.json").read_text())
+    (model,) = described["models"]
+    assert set(model["source"]["files"]) >= {"config.json", "model.safetensors", "tokenizer.json"}
+    assert model["relations"] == {"copying": 7}
+    assert model["config"]["n_kv_heads"] == 4
+    assert described["versions"]["jax"]
+    assert described["devices"]["platform"] == "cpu"
+    assert described["precision"] == "highest"
+    assert described["peak_bytes"]["host"] > 1e6
+    assert set(described["implementations"]) == {"relation_hits"}
+    assert all(seconds > 0 for seconds in described["seconds"].values())
+
+
+def test_figures_are_drawn_again_without_the_model(finished, capsys):
+    config, files = finished
+    figures = [file for file in files if file.suffix == ".png"]
+    before = {file: file.read_bytes() for file in figures}
+    for file in figures:
+        file.unlink()
+    draw.main(["draw", config.out])
+    assert {file: file.read_bytes() for file in figures} == before
+    assert "category_map.png" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_every_trained_checkpoint_runs_through_to_its_figures(name: str, shared_data: Path, tmp_path: Path):
+    (tmp_path / "relations").mkdir()
+    config = RunConfig(
+        model=str(shared_data / "checkpoints" / name),
+        relations_dir=write_relations(name, tmp_path / "relations"),
+        min_pairs=3,
+        out=str(tmp_path / "out"),
+        checkpoint_dir=str(tmp_path / "checkpoints"),
+    )
+    assert all(file.is_file() for file in run(config, progress=False))
+
+
+def command(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.run", *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config=demo", "--config.tresholt=0.1"], "no field 'tresholt'; near ones: threshold"),
+        (["--confg=demo"], "--confg=demo"),
+        ([], "a run needs --config FILE"),
+        (["--config=relation_scores", "--config.model=no-such-model"], "no-such-model"),
+    ],
+)
+def test_input_at_fault_gives_one_line_and_status_2(arguments: list[str], message: str, tmp_path: Path):
+    result = command(*arguments, f"--config.out={tmp_path / 'out'}" if arguments else "--noprogress")
+    lines = result.stderr.strip().splitlines()
+    assert result.returncode == 2, result.stderr
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"heat_maps": ("country_to_capital",)}, "heat_maps must name relations that are scored"),
+        ({"circuits": ("copying=L9H9",)}, "L9H9"),
+        ({"circuits": ("nobody=L1H1",)}, "nobody"),
+        ({"relations": ("copyin",)}, "copying"),
+        ({"relations_dir": "/nowhere/at/all"}, "/nowhere/at/all"),
+        ({"min_pairs": 8}, "a relation needs min_pairs=8 pairs"),
+    ],
+)
+def test_what_cannot_be_done_is_refused_before_anything_is_written(finished, changes, message, tmp_path):
+    config, _ = finished
+    changed = dataclasses.replace(config, out=str(tmp_path / "out"), **changes)
+    with pytest.raises(InputError, match=message):
+        run(changed, progress=False)
+    assert not any(file.is_file() for file in (tmp_path / "out").rglob("*"))
+
+
+def test_an_unwritable_out_is_named(finished, tmp_path):
+    config, _ = finished
+    (tmp_path / "out").write_text("a file stands here")
+    with pytest.raises(InputError, match=r"out.*must be writable"):
+        run(dataclasses.replace(config, out=str(tmp_path / "out")), progress=False)
+
+
+def test_overrides_are_field_equals_value():
+    assert parse_overrides(["--config.out=a=b", "--config.top_k=3"]) == {"out": "a=b", "top_k": "3"}
+    with pytest.raises(InputError, match=r"--config\.FIELD=VALUE"):
+        parse_overrides(["--config.out", "x"])
