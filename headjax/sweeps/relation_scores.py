@@ -151,8 +151,22 @@ def _layer_hits(
     precision: str,
 ) -> Int[Array, "2 R H"]:
     """Number of hits of each relation and head of one layer, plain and suppression."""
-    # Each distinct source is projected once, in rank d_head: never a D x D matrix.
-    values = jnp.einsum("nd,dgk->gnk", x, W_V.astype(jnp.float32), precision=precision)
-    q = jnp.repeat(values, W_O.shape[0] // W_V.shape[1], axis=0)[:, source]
+    q = head_queries(x, W_V, W_O.shape[0], source, precision)
     hits = relation_hits(q, W_O, stages, k, precision)
     return jnp.stack([jax.ops.segment_sum(kind.T.astype(jnp.int32), relation, n_relations) for kind in hits])
+
+
+def head_queries(
+    x: Float[Array, "N_sources D"],
+    W_V: Float[Array, "D G K"],
+    n_heads: int,
+    source: Int[Array, "N"],
+    precision: str = "highest",
+) -> Float[Array, "H N K"]:
+    """x_s W_V of every head for every pair, whose x_s is row ``source[n]`` of x.
+
+    Each distinct source is projected once, in rank d_head: never a D x D matrix.
+    """
+    values = jnp.einsum("nd,dgk->gnk", x, W_V.astype(jnp.float32), precision=precision)
+    # Query head h reads key/value head h // (H / G).
+    return jnp.repeat(values, n_heads // W_V.shape[1], axis=0)[:, source]
