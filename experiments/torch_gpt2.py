@@ -29,7 +29,9 @@ GPT2_SMALL = ModelConfig(
     parallel_residual=False,
     tied_embeddings=True,
 )
-GPT2_MEDIUM = dataclasses.replace(GPT2_SMALL, n_layers=24, n_heads=16, d_model=1024, d_mlp=4096, n_kv_heads=16)
+GPT2_MEDIUM = dataclasses.replace(
+    GPT2_SMALL, n_layers=24, n_heads=16, n_kv_heads=16, d_model=1024, d_mlp=4096
+)
 SHAPES = {"GPT-2 small": GPT2_SMALL, "GPT-2 medium": GPT2_MEDIUM}
 
 

@@ -1,0 +1,104 @@
+"""How well a model knows the next token: log-probability, logit difference, accuracy, in one pass.
+
+The vocabulary is walked in tiles and the rows in chunks, so that no more than TILE_LOGITS logits exist at a
+time, however many variants and prompts there are. Every number of a row comes from the same products: a
+token's logit compared with itself is equal.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jaxtyping import Float, Int
+
+from headjax.model import Transformer
+
+METRICS = ("logprob", "logit_diff", "accuracy")
+
+# Logits held at once. On CPU the tile stays in the cache between the product and its reductions (measured:
+# at 288 rows the whole pass then costs what the product alone does); the others are not measured.
+TILE_LOGITS = {"cpu": 2**19, "gpu": 2**26, "tpu": 2**24}
+MIN_TILE = 1024  # tokens; narrower products are slow, so the rows are cut first
+
+
+class Metrics(NamedTuple):
+    """Of one position's prediction, for any number of rows.
+
+    Attributes:
+      logprob: log-probability of the answer, in nats.
+      logit_diff: the answer's logit minus the distractor's; None where there are no distractors.
+      accuracy: 1 where no token's logit is greater than the answer's, else 0.
+    """
+
+    logprob: Float[Array | np.ndarray, "*rows"]
+    logit_diff: Float[Array | np.ndarray, "*rows"] | None
+    accuracy: Float[Array | np.ndarray, "*rows"]
+
+
+def next_token_metrics(
+    model: Transformer,
+    x: Float[Array, "*rows B D"],
+    answers: Int[Array | np.ndarray, "B"],
+    distractors: Int[Array | np.ndarray, "B"] | None = None,
+) -> Metrics:
+    """Metrics [*rows B] of the residual before the final norm at the predicting position.
+
+    A NaN among a row's logits makes its `logprob` NaN.
+    """
+    rows = model.ln_final(x).reshape(-1, x.shape[-1])
+    asked = [jnp.asarray(answers)] + ([] if distractors is None else [jnp.asarray(distractors)])
+    tokens = jnp.stack(
+        [jnp.broadcast_to(ids[None], (len(rows) // len(ids), len(ids))).ravel() for ids in asked]
+    )
+
+    limit = TILE_LOGITS[jax.default_backend()]
+    tile = min(model.config.vocab_size, max(MIN_TILE, limit // len(rows)))
+    own, top, total = lax.map(
+        lambda row: _one_row(model, tile, *row), (rows, tokens.T), batch_size=max(1, limit // tile)
+    )
+    values = Metrics(
+        logprob=own[:, 0] - total,
+        logit_diff=None if distractors is None else own[:, 0] - own[:, 1],
+        accuracy=(own[:, 0] >= top).astype(jnp.float32),
+    )
+    return jax.tree.map(lambda value: value.reshape(x.shape[:-1]), values)
+
+
+def _one_row(
+    model: Transformer, tile: int, x: Float[Array, "D"], tokens: Int[Array, "asked"]
+) -> tuple[Float[Array, "asked"], Float[Array, ""], Float[Array, ""]]:
+    """Logits of the tokens asked for, the greatest logit and the log of the sum of all exponentials."""
+    rows, bias = model.unembed_rows, model.b_U.astype(jnp.float32)
+    n_tokens = rows.shape[0]
+
+    def add_tile(i: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        own, top, total = state
+        first = i * tile
+        start = jnp.minimum(first, n_tokens - tile)  # the last tile overlaps the one before
+        logits = jnp.einsum(
+            "d,td->t",
+            x,
+            lax.dynamic_slice_in_dim(rows, start, tile),
+            precision=model.config.precision,
+            preferred_element_type=jnp.float32,
+        ) + lax.dynamic_slice_in_dim(bias, start, tile)
+        logits = jnp.where(start + jnp.arange(tile) >= first, logits, -jnp.inf)
+        new_top = jnp.maximum(top, logits.max())
+        total = total * jnp.exp(top - new_top) + jnp.exp(logits - new_top).sum()
+        here = (tokens >= first) & (tokens < first + tile)
+        return jnp.where(here, logits[jnp.clip(tokens - start, 0, tile - 1)], own), new_top, total
+
+    blank = (jnp.zeros(tokens.shape), jnp.full((), -jnp.inf), jnp.zeros(()))
+    own, top, total = lax.fori_loop(0, -(-n_tokens // tile), add_tile, blank)
+    return own, top, top + jnp.log(total)
+
+
+def mean_and_stderr(
+    values: Float[np.ndarray, "*rows B"],
+) -> tuple[Float[np.ndarray, "*rows"], Float[np.ndarray, "*rows"]]:
+    """Mean over the prompts and its standard error (NaN for a single prompt)."""
+    n = values.shape[-1]
+    spread = values.std(axis=-1, ddof=1) if n > 1 else np.full(values.shape[:-1], np.nan, values.dtype)
+    return values.mean(axis=-1), spread / np.sqrt(n, dtype=values.dtype)

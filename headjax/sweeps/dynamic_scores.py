@@ -1,0 +1,123 @@
+"""Dynamic relation scores: the relation score of what each head really writes at the end of a prompt.
+
+Where the static score projects a head's weights, the dynamic one projects its output at the last position
+(Elhelo & Geva 2024, "MAPS", section 4.1): ``z W_O U`` ranks the vocabulary, and the prompt is a hit of the
+head if fewer than k logits are strictly greater than the target's (suppression: smaller). b_V is part of z;
+b_O and the final norm are left out.
+
+Two z are scored. *With context* it is the z of the prompt. *Without context* the head is made to attend
+from the last position to the source alone, while all that comes before it in the model stays as it is.
+Its z is then the source position's value vector, which the same forward pass has computed already.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from headjax.errors import InputError
+from headjax.model import Transformer
+from headjax.prompts import PromptBatch
+from headjax.scores import Stage, relation_hits, screening_stages
+from headjax.sweeps.batches import Track, map_prompts, untracked
+from headjax.sweeps.prefill import prefill
+
+KINDS = (
+    "dynamic_context",
+    "dynamic_context_suppression",
+    "dynamic_no_context",
+    "dynamic_no_context_suppression",
+)
+
+
+class DynamicScores(NamedTuple):
+    """Shares of prompts that are hits; one row for each relation and template.
+
+    Attributes:
+      groups: (relation, template) of every row, in the order of the prompts.
+      n_prompts: [R], the prompts behind each row.
+      scores: kind -> [R L H], for every kind of KINDS.
+    """
+
+    groups: tuple[tuple[str, str], ...]
+    n_prompts: Int[np.ndarray, "R"]
+    scores: dict[str, Float[np.ndarray, "R L H"]]
+
+
+def dynamic_scores(
+    model: Transformer,
+    prompts: PromptBatch,
+    top_k: Int[np.ndarray, "B"],
+    *,
+    batch_size: int = 64,
+    seed: int = 0,
+    track: Track = untracked,
+) -> DynamicScores:
+    """Dynamic scores of every head, all four kinds from one forward pass per batch of prompts.
+
+    Args:
+      prompts: the targets are their answers.
+      top_k: k of every prompt's relation.
+      batch_size: prompts that are run at once.
+      seed: of the tokens that hits are screened with; changes no result.
+
+    Raises InputError for a prompt without a source and for head outputs that are not finite.
+    """
+    if (prompts.sources < 0).any():
+        name = prompts.prompts[int(np.argmax(prompts.sources < 0))].name
+        raise InputError(f"a dynamic score needs prompts with a source; {name} has none")
+    stages = screening_stages(model.unembed_rows, prompts.answers, seed=seed)
+    vocabularies = tuple(stage.rows for stage in stages)
+    slots = np.stack([np.asarray(stage.target) for stage in stages], axis=1)
+
+    def step(*arrays: np.ndarray) -> tuple[Array, Array]:
+        return _prompt_hits(model, vocabularies, *arrays)
+
+    arrays = (prompts.tokens, prompts.mask, prompts.sources, slots, top_k)
+    hits, finite = map_prompts(step, arrays, batch_size, track, "dynamic scores")
+    if not finite.all():
+        name = prompts.prompts[int(np.argmin(finite))].name
+        raise InputError(f"head outputs must be finite numbers; {name} gives NaN or infinity")
+
+    groups = [(prompt.relation, prompt.template) for prompt in prompts.prompts]
+    rows = tuple(dict.fromkeys(groups))
+    row = np.array([rows.index(group) for group in groups])
+    shares = np.stack([hits[row == r].mean(axis=0, dtype=np.float32) for r in range(len(rows))])
+    return DynamicScores(rows, np.bincount(row), {kind: shares[:, :, :, i] for i, kind in enumerate(KINDS)})
+
+
+@jax.jit
+def _prompt_hits(
+    model: Transformer,
+    vocabularies: tuple[Float[Array, "_ D"], ...],
+    tokens: Int[Array, "B S"],
+    mask: Bool[Array, "B S"],
+    sources: Int[Array, "B"],
+    slots: Int[Array, "B stages"],
+    top_k: Int[Array, "B"],
+) -> tuple[Bool[Array, "B L H 4"], Bool[Array, "B"]]:
+    """Hits of the kinds in KINDS, and whether the numbers behind them were finite."""
+    config = model.config
+    run = prefill(model, tokens, mask, keep="last")
+    with_context = run.z[:, :, 0]
+    without_context = run.v[:, jnp.arange(len(tokens)), sources]
+    # Query head h reads key/value head h // (H / G).
+    without_context = jnp.repeat(without_context, config.n_heads // config.n_kv_heads, axis=2)
+
+    # Both as pairs of the same heads, so that whatever depends on the weights alone is made once.
+    z = jnp.concatenate([with_context, without_context], axis=1)
+    stages = tuple(Stage(rows, jnp.tile(slots[:, i], 2)) for i, rows in enumerate(vocabularies))
+
+    def layer(inputs: tuple[Array, Array]) -> Bool[Array, "H N 2"]:
+        z, W_O = inputs
+        hits = relation_hits(jnp.swapaxes(z, 0, 1), W_O, stages, jnp.tile(top_k, 2), config.precision)
+        return jnp.stack([hits.plain, hits.suppression], axis=-1)
+
+    hits = jax.lax.map(layer, (z, model.W_O))
+    L, H, B = config.n_layers, config.n_heads, len(tokens)
+    hits = hits.reshape(L, H, 2, B, 2).transpose(3, 0, 1, 2, 4).reshape(B, L, H, 4)
+    finite = jnp.isfinite(z).reshape(L, 2, B, -1).all(axis=(0, 1, 3))
+    return hits, finite & jnp.isfinite(run.residual[-1]).all(axis=(1, 2))

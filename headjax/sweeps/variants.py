@@ -1,0 +1,144 @@
+"""Running any number of edited variants on any number of prompts, as many at a time as memory allows."""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax import Array
+from jaxtyping import Float, Int
+
+from headjax.config import ModelConfig
+from headjax.errors import InputError
+from headjax.metrics import Metrics
+from headjax.model import Transformer
+from headjax.prompts import PromptBatch
+from headjax.sweeps.batches import Track, prompt_chunks, untracked
+from headjax.sweeps.prefill import Prefill
+from headjax.sweeps.replacement import Replacement
+from headjax.sweeps.variant_step import Positions, VariantEdit, clean_step, variant_step
+
+# Rows of a product (variants times the positions that are run) beyond which more gain little; measured on
+# CPU only.
+ENOUGH_ROWS = {"cpu": 800, "gpu": 16384, "tpu": 16384}
+HOST_BYTES = 2**31  # for the activations of one batch, where a device does not tell its free memory
+
+_log = logging.getLogger(__name__)
+
+
+class VariantRuns(NamedTuple):
+    """Metrics of the clean run, each [B], and of every variant, each [M B]; numpy arrays."""
+
+    clean: Metrics
+    edited: Metrics
+
+
+def run_variants(
+    model: Transformer,
+    prompts: PromptBatch,
+    gain: Float[np.ndarray, "M L H"],
+    replacement: Replacement,
+    *,
+    positions: Positions,
+    batch_size: int = 64,
+    variant_batch: int | None = None,
+    track: Track = untracked,
+    label: str = "variants",
+) -> VariantRuns:
+    """Runs every variant on every prompt.
+
+    Args:
+      replacement: what takes the heads' place (`find_replacement` for the same prompts and positions).
+      batch_size: prompts that are run at once.
+      variant_batch: variants that are run at once; None chooses by the device's free memory. Whenever the
+        device runs out of memory the number is halved, and a warning logged.
+      track, label: wrapper of the loop over variants, for a progress bar, and its name.
+
+    Raises InputError for logits that are NaN, and where memory cannot hold a single variant.
+    """
+    chunks = prompt_chunks(len(prompts.tokens), batch_size)
+    size = variant_batch
+    if size is None:
+        size = choose_variant_batch(model, (len(chunks[0]), prompts.tokens.shape[1]), positions)
+    size = max(1, min(size, len(gain)))
+    start = _start_layers(gain)
+    order = np.argsort(start, kind="stable")
+
+    def run(
+        clean: Prefill, replaced: Array | np.ndarray, answers: tuple, variants: np.ndarray, size: int
+    ) -> Metrics:
+        parts = []
+        for first in range(0, len(variants), size):
+            part = np.resize(variants[first : first + size], size)  # the last one is filled up
+            edit = VariantEdit(gain[part].astype(np.float32), replaced)
+            step = variant_step(model, clean, edit, start[part].min(), *answers, positions=positions)
+            parts.append(jax.device_get(step))
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(variants)], *parts)
+
+    columns = []
+    for rows in chunks:
+        answers = (prompts.answers[rows], None if prompts.distractors is None else prompts.distractors[rows])
+        clean, metrics = clean_step(
+            model, prompts.tokens[rows], prompts.mask[rows], *answers, positions=positions
+        )
+        chunk = (clean, replacement(rows), answers)
+        batches = [order[i : i + size] for i in range(0, len(order), size)]
+        parts = [jax.tree.map(lambda values: np.asarray(values)[None], metrics)]
+        for variants in track(batches, len(batches), label):
+            part, size = _halve_until_it_fits(partial(run, *chunk, variants), size)
+            parts.append(part)
+        columns.append(jax.tree.map(lambda *parts: np.concatenate(parts), *parts))
+    metrics = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1)[:, : len(prompts.tokens)], *columns)
+    bad = np.isnan(metrics.logprob).any(axis=0)
+    if bad.any():
+        raise InputError(f"logits must be numbers; {prompts.prompts[int(bad.argmax())].name} gives NaN")
+    back = 1 + np.argsort(order)
+    return VariantRuns(*(jax.tree.map(lambda values, i=i: values[i], metrics) for i in (0, back)))
+
+
+def _start_layers(gain: Float[np.ndarray, "M L H"]) -> Int[np.ndarray, "M"]:
+    """Each variant's first edited layer; the last layer for one that edits nothing: it is the clean run."""
+    edited = (gain != 1).any(axis=2)
+    return np.where(edited.any(axis=1), edited.argmax(axis=1), gain.shape[1] - 1).astype(np.int32)
+
+
+def _halve_until_it_fits(run: Callable[[int], Metrics], size: int) -> tuple[Metrics, int]:
+    """run(size), with the size halved for as long as the device runs out of memory; and the size it took."""
+    while True:
+        try:
+            return run(size), size
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            if size == 1:
+                rule = "device memory must hold one variant of all prompts that are run at once"
+                raise InputError(f"{rule}; it does not: lower batch_size") from error
+        _log.warning("out of memory with %d variants at a time; going on with %d", size, size // 2)
+        size //= 2
+
+
+def choose_variant_batch(model: Transformer, shape: tuple[int, int], positions: Positions) -> int:
+    """How many variants of prompts [B S] to run at once.
+
+    As many as make the products large enough, if their activations fit half the memory that is free; then
+    whole layers of heads, or equal parts of one, so that few variants begin below their own layer.
+    """
+    B, S = shape
+    device = jax.devices()[0]
+    statistics = device.memory_stats() or {}
+    free = HOST_BYTES
+    if "bytes_limit" in statistics:
+        free = statistics["bytes_limit"] - statistics["bytes_in_use"]
+    rows = B * (S if positions == "all" else 1)
+    fits = free // 2 // (rows * _numbers_per_row(model.config, S) * model.W_E.dtype.itemsize)
+    n = max(1, min(fits, -(-ENOUGH_ROWS[device.platform] // rows)))
+    n_heads = model.config.n_heads
+    return n - n % n_heads if n >= n_heads else -(-n_heads // -(-n_heads // n))
+
+
+def _numbers_per_row(config: ModelConfig, S: int) -> int:
+    """How many numbers are alive at once for one row inside a layer, generously."""
+    heads = 4 * (config.n_heads + config.n_kv_heads) * config.d_head
+    return 6 * config.d_model + heads + 3 * config.d_mlp + 2 * config.n_heads * S

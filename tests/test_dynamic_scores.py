@@ -1,0 +1,197 @@
+"""Dynamic scores against torch: z through hooks, forced attention as a computation of its own."""
+
+import dataclasses
+import itertools
+import sys
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+
+from headjax.errors import InputError
+from headjax.prompt_sets import template_prompts
+from headjax.prompts import batch_prompts, tokenise_pairs
+from headjax.relations import Relation
+from headjax.sweeps.dynamic_scores import KINDS, dynamic_scores
+from headjax.sweeps.prefill import prefill
+from tests import torch_oracle
+from tests.random_prompts import random_prompts
+from tests.test_model import CONFIGS, informative_model
+from tests.tiny_tokenizers import byte_level
+from tests.twins import twins
+
+GROUPS = (("capitals", "<X> is"), ("capitals", "No <X>"), ("copying", "<X> is"))
+LENGTHS = (11, 7, 9, 4, 11, 5, 8, 3, 10, 6, 7, 2, 9, 11, 5, 1, 8)
+
+
+def forced_outputs(theirs, tokens, mask, sources) -> np.ndarray:
+    """z [L B H K] of the last position if its attention were 1 at the source, in an otherwise clean run.
+
+    Every layer's softmax is taken as it is for what goes on, and once more with its last row replaced.
+    """
+    module = sys.modules[type(theirs).__module__]
+    clean = module.eager_attention_forward
+    rows = torch.arange(len(tokens))
+    forced = []
+
+    def attention(layer, query, key, value, *args, **kwargs):
+        output, weights = clean(layer, query, key, value, *args, **kwargs)
+        weights = weights.clone()
+        weights[:, :, -1] = 0
+        weights[rows, :, -1, torch.tensor(sources).long()] = 1
+        values = value.repeat_interleave(weights.shape[1] // value.shape[1], dim=1)
+        forced.append((weights @ values)[:, :, -1])
+        return output, weights
+
+    module.eager_attention_forward = attention
+    try:
+        torch_oracle.run(theirs, tokens, mask)
+    finally:
+        module.eager_attention_forward = clean
+    return torch.stack(forced).numpy()
+
+
+@torch.no_grad()
+def slow_hits(theirs, z: np.ndarray, answers: np.ndarray, top_k: np.ndarray) -> np.ndarray:
+    """Hits [2 B L H], plain and suppression, of outputs z [L B H K], one head at a time, by sorting."""
+    family = theirs.config.model_type
+    layers = theirs.get_submodule(torch_oracle._LAYERS[family])
+    rows = theirs.get_output_embeddings().weight
+    L, B, H, _ = z.shape
+    hits = np.zeros((2, B, L, H), bool)
+    for layer, block in enumerate(layers):
+        project = block.get_submodule(torch_oracle._OUTPUT_PROJECTION[family])
+        for head in range(H):
+            alone = torch.zeros(B, H, z.shape[-1])
+            alone[:, head] = torch.tensor(z[layer, :, head])
+            written = project(alone.flatten(1)) - project(torch.zeros_like(alone).flatten(1))
+            logits = written @ rows.T
+            for b in range(B):
+                descending = logits[b].sort(descending=True).values.tolist()
+                own = logits[b, answers[b]].item()
+                hits[0, b, layer, head] = descending.index(own) < top_k[b]
+                hits[1, b, layer, head] = descending[::-1].index(own) < top_k[b]
+    return hits
+
+
+def expected_scores(theirs, prompts, top_k) -> dict[str, np.ndarray]:
+    """Kind -> [R L H]."""
+    _, z = torch_oracle.run(theirs, prompts.tokens, prompts.mask)
+    forced = forced_outputs(theirs, prompts.tokens, prompts.mask, prompts.sources)
+    hits = [*slow_hits(theirs, z[:, :, -1], prompts.answers, top_k)]
+    hits += [*slow_hits(theirs, forced, prompts.answers, top_k)]
+    groups = [(prompt.relation, prompt.template) for prompt in prompts.prompts]
+    return {
+        kind: np.stack(
+            [of_kind[[g == group for g in groups]].mean(axis=0) for group in dict.fromkeys(groups)]
+        )
+        for kind, of_kind in zip(KINDS, hits, strict=True)
+    }
+
+
+@pytest.mark.parametrize("name", torch_oracle.FAMILIES)
+def test_equals_torch(name: str):
+    ours, theirs = twins(name)
+    prompts = random_prompts(ours.config.vocab_size, LENGTHS, GROUPS)
+    top_k = np.array([1 if prompt.relation == "copying" else 10 for prompt in prompts.prompts], np.int32)
+    result = dynamic_scores(ours, prompts, top_k, batch_size=5)
+    assert result.groups == GROUPS
+    assert result.n_prompts.tolist() == [6, 6, 5]
+    expected = expected_scores(theirs, prompts, top_k)
+    assert tuple(result.scores) == KINDS
+    for kind in KINDS:
+        np.testing.assert_array_equal(result.scores[kind], expected[kind].astype(np.float32), err_msg=kind)
+        assert 0 < result.scores[kind].mean() < 0.5
+    for kind, other in itertools.combinations(KINDS, 2):
+        assert (result.scores[kind] != result.scores[other]).any(), (kind, other)
+
+
+def test_a_source_of_several_tokens_is_its_last_one():
+    """Words through a tokenizer: the value vector is that of the source's last token."""
+    tokenizer = byte_level()
+    config = dataclasses.replace(CONFIGS["llama"], vocab_size=len(tokenizer), max_positions=43)
+    model = informative_model(config)
+    pairs = (("France", "Paris"), ("Ouagadougou", "Rome"), ("Italy", "Rome"), ("San Marino", "Lima"))
+    relation = Relation("capitals", "Capitals", "Custom", pairs)
+    pairs = tokenise_pairs(tokenizer, relation, config.vocab_size, single_source=False)
+    prompts = batch_prompts(tokenizer, template_prompts(pairs, ["No <X> means", "The <X>"]), config)
+    assert len(prompts.tokens) == 8
+    assert prompts.bos
+
+    top_k = np.full(8, 17, np.int32)
+    result = dynamic_scores(model, prompts, top_k, batch_size=3)
+    unembed = np.asarray(model.unembed_rows, np.float64)
+    hits = np.zeros((8, config.n_layers, config.n_heads), bool)
+    for b in range(8):
+        prompt = prompts.prompts[b]
+        # The prompt alone; its text cut behind the source tells where the source's last token is.
+        tokens = prompts.tokens[b, prompts.mask[b]][None]
+        before = tokenizer(prompt.text[: prompt.source[1]], add_special_tokens=False)["input_ids"]
+        source = prompts.bos + len(before) - 1
+        values = prefill(model, tokens, np.ones(tokens.shape, bool), keep="last").v[:, 0, source]
+        for layer, head in np.ndindex(config.n_layers, config.n_heads):
+            group = head // (config.n_heads // config.n_kv_heads)
+            logits = unembed @ np.asarray(values[layer, group] @ model.W_O[layer, head], np.float64)
+            hits[b, layer, head] = (logits > logits[prompts.answers[b]]).sum() < 17
+    expected = hits.reshape(2, 4, config.n_layers, config.n_heads).mean(axis=1)
+    np.testing.assert_array_equal(result.scores["dynamic_no_context"], expected.astype(np.float32))
+    assert 0 < expected.mean() < 1
+
+
+def test_a_vocabulary_wide_enough_to_be_screened():
+    """The early stages of counting take part, in batches of another size, and change nothing."""
+    config = dataclasses.replace(CONFIGS["gpt2"], vocab_size=20011, tied_embeddings=False)
+    model = informative_model(config)
+    prompts = random_prompts(config.vocab_size, LENGTHS)
+    top_k = np.full(len(LENGTHS), 1000, np.int32)
+    result = dynamic_scores(model, prompts, top_k, batch_size=4)
+    z = np.asarray(model(prompts.tokens, mask=prompts.mask, return_z=True).z[:, :, -1], np.float64)
+    written = np.einsum("lbhk,lhkd->blhd", z, np.asarray(model.W_O, np.float64))
+    logits = written @ np.asarray(model.unembed_rows, np.float64).T
+    own = np.take_along_axis(logits, prompts.answers[:, None, None, None], axis=-1)
+    for kind, beyond in (
+        ("dynamic_context", logits > own),
+        ("dynamic_context_suppression", logits < own),
+    ):
+        expected = (beyond.sum(axis=-1) < 1000).mean(axis=0)
+        np.testing.assert_array_equal(result.scores[kind][0], expected.astype(np.float32))
+
+
+def test_batch_size_changes_nothing_and_compiles_once(count_compiles):
+    model = informative_model(CONFIGS["llama"])
+    prompts = random_prompts(model.config.vocab_size, LENGTHS)
+    top_k = np.full(len(LENGTHS), 5, np.int32)
+    whole = dynamic_scores(model, prompts, top_k, batch_size=100)
+    dynamic_scores(model, prompts, top_k, batch_size=4)
+    shown = []
+
+    def track(items, total, label):
+        shown.append((total, label))
+        return items
+
+    with count_compiles() as compiled:
+        parts = dynamic_scores(model, prompts, top_k, batch_size=4, track=track)
+    assert compiled == []
+    assert shown == [(5, "dynamic scores")]
+    for kind in KINDS:
+        np.testing.assert_array_equal(whole.scores[kind], parts.scores[kind])
+
+
+def test_a_prompt_without_a_source_is_refused():
+    model = informative_model(CONFIGS["gpt2"])
+    prompts = random_prompts(model.config.vocab_size)
+    prompts.sources[2] = -1
+    with pytest.raises(InputError, match="needs prompts with a source; prompt 2 has none"):
+        dynamic_scores(model, prompts, np.full(7, 5, np.int32))
+
+
+def test_outputs_that_are_no_numbers_are_refused():
+    """They would count as no hits, and look like a score of 0."""
+    model = informative_model(CONFIGS["llama"])
+    prompts = random_prompts(model.config.vocab_size, LENGTHS)
+    token = prompts.tokens[3, -1]
+    first = int(np.argmax(((prompts.tokens == token) & prompts.mask).any(axis=1)))
+    model.embed.W_E[...] = model.embed.W_E[...].at[token].set(jnp.nan)
+    with pytest.raises(InputError, match=f"finite numbers; prompt {first} gives NaN"):
+        dynamic_scores(model, prompts, np.full(len(LENGTHS), 5, np.int32), batch_size=4)

@@ -1,0 +1,113 @@
+"""`variant_decode`: every implementation against the reference over one table of cases."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from kernels.head_attention import head_attention
+from kernels.variant_decode import IMPLEMENTATIONS, variant_decode
+from tests.kernel_checks import allowing
+from tests.tolerances import assert_close
+
+# name -> M, B, S, H, G, K
+CASES = {
+    "one variant, one position": (1, 2, 1, 3, 3, 5),
+    "MHA": (7, 2, 13, 5, 5, 24),
+    "GQA 8:1": (3, 2, 11, 16, 2, 7),
+    "MQA, head dim 80": (5, 3, 7, 5, 1, 80),
+    "128 positions, head dim 128": (11, 1, 128, 4, 2, 128),
+    "more variants than positions": (131, 2, 3, 2, 1, 64),
+}
+TESTED = sorted(set(IMPLEMENTATIONS) - {"reference"})
+
+
+def inputs(case: str, dtype="float32", ragged=True):
+    """The five arrays, with NaN behind the mask, and the mask."""
+    M, B, S, H, G, K = CASES[case]
+    rng = np.random.default_rng(0)
+    shapes = ((M, B, H, K), (B, S, G, K), (B, S, G, K), (M, B, G, K), (M, B, G, K))
+    q, k, v, k_new, v_new = (jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes)
+    padding = rng.integers(0, S, size=B) if ragged else np.zeros(B, int)
+    valid = jnp.arange(S)[None, :] >= jnp.asarray(padding)[:, None]
+    k, v = (jnp.where(valid[:, :, None, None], x, jnp.nan) for x in (k, v))
+    return (q, k, v, k_new, v_new), valid
+
+
+def run(implementation: str):
+    """One compiled call; a new function each time, so that no trace outlives its `allowing`."""
+    return jax.jit(
+        lambda *args, valid: variant_decode(
+            *args, valid=valid, precision="highest", implementation=implementation
+        )
+    )
+
+
+@functools.cache
+def reference_answer(case: str, dtype: str):
+    args, valid = inputs(case, dtype)
+    return run("reference")(*args, valid=valid)
+
+
+@pytest.mark.parametrize("implementation", TESTED)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("case", CASES)
+def test_equals_the_reference(case: str, dtype: str, implementation: str):
+    args, valid = inputs(case, dtype)
+    with allowing(implementation):
+        actual = run(implementation)(*args, valid=valid)
+    expected = reference_answer(case, dtype)
+    assert actual.dtype == expected.dtype == jnp.dtype(dtype)
+    assert_close(actual.astype(jnp.float32), expected.astype(jnp.float32), dtype)
+
+
+@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
+def test_without_a_mask_every_position_counts(implementation: str):
+    args, valid = inputs("GQA 8:1", ragged=False)
+    with allowing(implementation):
+        actual = run(implementation)(*args, valid=None)
+    assert_close(actual, run("reference")(*args, valid=valid))
+
+
+@pytest.mark.parametrize("implementation", sorted(IMPLEMENTATIONS))
+def test_the_replaced_position_is_not_read(implementation: str):
+    """Not the cache's last key and value, nor whether they count as valid."""
+    (q, k, v, *new), valid = inputs("MHA")
+    k, v = (x.at[:, -1].set(jnp.nan) for x in (k, v))
+    with allowing(implementation):
+        actual = run(implementation)(q, k, v, *new, valid=valid.at[:, -1].set(False))
+    assert_close(actual, reference_answer("MHA", "float32"))
+
+
+def test_the_reference_is_ordinary_attention_over_a_variants_own_cache():
+    (q, k, v, k_new, v_new), valid = inputs("GQA 8:1")
+    z = run("reference")(q, k, v, k_new, v_new, valid=valid)
+    for m in range(len(q)):
+        cache = k.at[:, -1].set(k_new[m]), v.at[:, -1].set(v_new[m])
+        alone = head_attention(q[m][:, None], *cache, valid=valid, implementation="reference").z
+        assert_close(z[m], alone[:, 0])
+
+
+def test_no_cache_is_copied_for_a_variant():
+    """Nothing in the program is as large as the cache times the variants."""
+    (q, k, v, *new), valid = inputs("more variants than positions")
+    lowered = run("xla").lower(q, k, v, *new, valid=valid)
+    text = lowered.as_text()
+    sizes = [
+        np.prod([int(n) for n in shape.split("x")[:-1]])
+        for shape in set(part.split(">")[0] for part in text.split("tensor<")[1:])
+        if "x" in shape
+    ]
+    assert max(sizes) < len(q) * k.size
+
+
+def test_wrong_calls_are_refused():
+    (q, k, v, *new), _ = inputs("GQA 8:1")
+    with pytest.raises(ValueError, match="H must be a multiple of G; got H=15 and G=2"):
+        variant_decode(q[:, :, :15], k, v, *new)
+    with pytest.raises(ValueError, match="got S=0"):
+        variant_decode(q, k[:, :0], v[:, :0], *new)
+    with pytest.raises(ValueError, match=r"must be one of .*; got 'cudnn'"):
+        variant_decode(q, k, v, *new, implementation="cudnn")
