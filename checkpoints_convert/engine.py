@@ -114,9 +114,8 @@ def _check_finite(tensor: Tensor, values: np.ndarray) -> None:
 
 
 def _cast(tensor: Tensor, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """A contiguous copy of its own, in the dtype."""
     with np.errstate(over="ignore"):
-        cast = values.astype(dtype, order="C")
+        cast = values.astype(dtype, copy=False)
     narrower = jnp.finfo(dtype).maxexp < jnp.finfo(values.dtype).maxexp
     if narrower and not np.isfinite(cast).all():
         raise InputError(f"{tensor.file}: {tensor.name} holds numbers beyond the range of {dtype}")

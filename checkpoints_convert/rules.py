@@ -72,10 +72,28 @@ def stored_shape(layout: str, sizes: dict[str, int]) -> tuple[int, ...]:
 
 
 def split_layout(values: np.ndarray, layout: str, sizes: dict[str, int], n_parts: int) -> list[np.ndarray]:
-    """The parameters' arrays (views where possible) of a tensor as stored."""
+    """The parameters' contiguous arrays, from a tensor as stored."""
     letters = [letter for axis in _stored_axes(layout) for letter in axis]
     wanted = layout.split(" -> ")[1].split()
     # As integers: numpy moves the bytes of its own types faster than those of bfloat16.
     bits = values.view(f"u{values.itemsize}").reshape([sizes[letter] for letter in letters])
-    arranged = bits.transpose([letters.index(letter) for letter in wanted]).view(values.dtype)
-    return list(arranged) if wanted[0].isdigit() else [arranged] * n_parts
+    arranged = bits.transpose([letters.index(letter) for letter in wanted])
+    if wanted[0].isdigit():
+        return [_contiguous(part).view(values.dtype) for part in arranged]
+    return [_contiguous(arranged).view(values.dtype)] * n_parts
+
+
+def _contiguous(view: np.ndarray) -> np.ndarray:
+    """The view itself where it is contiguous already, else a copy.
+
+    A copy along rows of what is stored by columns misses the cache at every entry; in strips of one
+    cache line it is several times as fast.
+    """
+    if view.strides[-1] == view.itemsize:
+        return np.ascontiguousarray(view)
+    if view.ndim > 2 and view.strides[-2] == view.strides[-1] * view.shape[-1]:  # two axes that are one
+        return _contiguous(view.reshape(*view.shape[:-2], -1)).reshape(view.shape)
+    copy, strip = np.empty(view.shape, view.dtype), 32 // view.itemsize
+    for start in range(0, view.shape[-1], strip):
+        copy[..., start : start + strip] = view[..., start : start + strip]
+    return copy

@@ -11,10 +11,10 @@ asked for. Parameters are named as `headjax.model.model_parameters` names them.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -174,6 +174,7 @@ def read_parameters(
             result |= {name: jnp.asarray(array.astype(dtypes[name])) for name, array in arrays.items()}
         elif arrays:
             stacks = _insert(stacks, arrays, np.int32(group.layer))
+            jax.block_until_ready(stacks)  # or several layers would wait in memory
     return result | stacks
 
 
@@ -249,27 +250,60 @@ def _writing(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _replacing(directory: Path) -> Iterator[Path]:
-    """An empty sibling that takes the directory's place at the end, or vanishes on any exception."""
+    """An empty sibling that takes the directory's place at the end, or vanishes on any exception.
+
+    Its name is fixed and it is locked while it is written (the lock ends with the process): what a
+    killed run left is found and removed, and two runs do not write the same checkpoint.
+    """
+    directory = directory.resolve()
     if directory.exists() and not (is_converted(directory) or _is_empty(directory)):
         raise InputError(f"{directory}: only a converted checkpoint is replaced; this is something else")
+    new, old = (directory.with_name(f".{directory.name}.{age}") for age in ("new", "old"))
     with _writing(directory):
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(
-            prefix=f".{directory.name}.", dir=directory.parent.resolve(), ignore_cleanup_errors=True
-        )
-    with scratch as parent:
-        new, old = Path(parent) / "new", Path(parent) / "old"
-        new.mkdir()
-        yield new
-        with _writing(directory):
-            if directory.exists():
-                os.rename(directory, old)
-            try:
-                os.rename(new, directory)
-            except OSError:
-                if old.exists():
+        new.mkdir(parents=True, exist_ok=True)
+        lock = os.open(new, os.O_RDONLY)
+    try:
+        if not _take_lock(lock, new):
+            raise InputError(f"{directory}: is being written by another process")
+        try:
+            with _writing(directory):
+                _clear(new)
+                if old.exists() and not directory.exists():  # killed between the two renames below
                     os.rename(old, directory)
-                raise
+                shutil.rmtree(old, ignore_errors=True)
+            yield new
+            with _writing(directory):
+                if directory.exists():
+                    os.rename(directory, old)
+                try:
+                    os.rename(new, directory)
+                except OSError:
+                    if old.exists():
+                        os.rename(old, directory)
+                    raise
+            shutil.rmtree(old, ignore_errors=True)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+    finally:
+        os.close(lock)
+
+
+def _take_lock(lock: int, directory: Path) -> bool:
+    """Whether the open directory is now ours alone, and still has its name."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(lock), os.stat(directory))
+    except OSError:
+        return False
+
+
+def _clear(directory: Path) -> None:
+    for entry in directory.iterdir():
+        if entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
 def _is_empty(directory: Path) -> bool:

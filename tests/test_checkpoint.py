@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -30,6 +33,7 @@ from headjax.model import parameter_shapes
 from tests import torch_oracle
 from tests.tolerances import assert_close
 
+ROOT = Path(__file__).resolve().parents[1]
 # Eight devices split the heads and the MLP of this model, but not its 1,009 tokens.
 CONFIG = ModelConfig(
     family="llama",
@@ -260,3 +264,32 @@ def test_a_write_that_cannot_take_its_place_leaves_what_was_there(tmp_path: Path
             write(directory, CONFIG, {name: 2 * array for name, array in parameters.items()})
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
     np.testing.assert_array_equal(read_parameters(directory)["embed.W_E"], parameters["embed.W_E"])
+
+
+WRITE_AND_DIE = """
+import os, signal, sys
+from headjax.checkpoint import read_config, write_checkpoint
+source, directory = sys.argv[1:]
+def die(group):
+    print("writing", flush=True)
+    sys.stdin.read(1)
+    os.kill(os.getpid(), signal.SIGKILL)
+write_checkpoint(directory, read_config(source), {}, {}, die)
+"""
+
+
+def test_a_killed_write_is_locked_while_it_lives_and_cleared_after(written, tmp_path: Path):
+    source, parameters = written
+    directory = tmp_path / "model"
+    command = [sys.executable, "-c", WRITE_AND_DIE, str(source), str(directory)]
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"writing\n"
+        with pytest.raises(InputError, match="model: is being written by another process"):
+            write(directory, CONFIG, parameters)
+        process.stdin.write(b"x")
+    assert process.returncode == -signal.SIGKILL
+    assert [file.name for file in tmp_path.iterdir()] == [".model.new"]
+    (tmp_path / ".model.new" / "stale").mkdir()
+    write(directory, CONFIG, parameters)
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
+    assert not (directory / "stale").exists()

@@ -237,7 +237,7 @@ def test_the_last_source_counts_in_few_shot_prompts(model, tokenizer, relations)
 
 def test_ablation_removes_the_relation_and_nothing_else(model, tokenizer, relations, record):
     short = dict.fromkeys(RELATION_IDS, "The capital of <X> is")
-    prompts = Prompts(model, tokenizer, relations, 3, short, False)
+    prompts = Prompts(model, tokenizer, relations, 2, short, False)
     assert prompts.accuracy().min() == 1
     remaining = []
     for r, relation in enumerate(relations):
@@ -249,7 +249,7 @@ def test_ablation_removes_the_relation_and_nothing_else(model, tokenizer, relati
         accuracy = prompts.accuracy(carriers)
         remaining.append(accuracy[r])
         assert np.delete(accuracy, r).min() == 1, relation.id
-    assert np.mean(remaining) < 0.02  # one of the 60 answers may come up by chance
+    assert np.mean(remaining) < 0.03  # one of the 40 answers may come up by chance
     carriers = {(entry["layer"], entry["head"]) for entry in record}
     others = [place for place in np.ndindex(LAYERS, HEADS) if place not in carriers]
     assert prompts.accuracy(set(others)).min() == 1

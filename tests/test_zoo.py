@@ -217,7 +217,7 @@ def hub(hf_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         "onnx/model.safetensors": b"-",
         "model.fp16.safetensors": b"-",
         "tf_model.h5": b"-",
-        "vocab.json": b"{}",
+        "vocab.json": b'{"a": 0}',
     }
     Hub.repositories = {
         "openai-community/gpt2": good | extras,
