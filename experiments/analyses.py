@@ -1,6 +1,7 @@
 """What a run can compute of one model: `ANALYSES`, a table of functions from a Subject to grids.
 
-Each takes the Subject and a wrapper that shows progress; what it is asked is in `subject.run`.
+Each takes the Subject and a wrapper that shows progress; what it is asked is in `subject.run`. Ablation
+curves stand apart: they start from grids that are there and are no grids themselves.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,6 +12,8 @@ from experiments.subject import Subject
 from headjax.errors import InputError
 from headjax.grid import SUPPRESSION, GridSet, HeadGrid
 from headjax.metrics import METRICS, mean_and_stderr
+from headjax.sweeps.ablation_curves import RelationCurves
+from headjax.sweeps.ablation_curves import ablation_curves as run_curves
 from headjax.sweeps.attention_patterns import PATTERNS, attention_patterns, repeated_tokens
 from headjax.sweeps.batches import Track
 from headjax.sweeps.dynamic_scores import dynamic_scores as score_prompts
@@ -169,6 +172,31 @@ def attention_scores(subject: Subject, track: Track) -> GridSet:
             for on, scores in measured.items()
             for pattern in PATTERNS
         )
+    )
+
+
+def ablation_curves(subject: Subject, grids: GridSet, track: Track) -> tuple[RelationCurves, ...]:
+    """What is left of every relation's accuracy as its heads are removed, ranked by grids made before."""
+    run = subject.run
+    ranking = grids.select(model=subject.display_name, kind=run.rank_by)
+    if not len(ranking):
+        kinds = ", ".join(grids.select(model=subject.display_name).values("kind")) or "none"
+        raise InputError(
+            f"ablation_curves rank heads by grids of an analysis that runs before them; rank_by is "
+            f"{run.rank_by!r}, grids there are: {kinds}"
+        )
+    return run_curves(
+        subject.model,
+        subject.task_batch,
+        {grid.relation: grid.scores for grid in ranking},
+        ablation=run.ablation,
+        mean_over=run.mean_over,
+        max_heads=run.max_heads,
+        n_random_draws=run.n_random_draws,
+        batch_size=run.batch_size,
+        variant_batch=run.variant_batch,
+        seed=run.seed,
+        track=track,
     )
 
 

@@ -4,49 +4,155 @@ python -m experiments.draw out/demo
 """
 
 import json
+from collections import defaultdict
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 
+import numpy as np
+
 from experiments.config import RunConfig, config_from_json
+from experiments.tables import read_curves
 from headjax import figures
 from headjax.circuits import Circuit, find_circuit
+from headjax.curve_tables import CurveRow
 from headjax.errors import InputError, run_main
-from headjax.grid import GridSet, HeadGrid, load_npz
+from headjax.grid import SUPPRESSION, GridSet, HeadGrid, load_npz
+
+SIGNED = ("logit_attribution", "ablation_", "gradient_")  # beginnings of the kinds that have either sign
 
 
 def draw_figures(grids: GridSet, config: RunConfig) -> list[Path]:
     """Draws what there are grids for, into `config.out`/figures; returns the files written."""
-    directory = Path(config.out) / "figures"
     files: list[Path] = []
-    static = grids.select(kind=("static", "static_suppression"))
+    static = grids.select(kind=("static", "static" + SUPPRESSION))
     if len(static):
         files += figures.category_map(
             static,
-            directory / "category_map",
+            Path(config.out) / "figures" / "category_map",
             threshold=config.threshold,
             count_suppression=config.count_suppression,
             origin=config.origin,
         )
-    for model in static.values("model"):
-        panels = heat_map_panels(static.select(model=model, kind="static"), config)
-        circuits = [circuit_for(grid.relation, config) for grid in panels]
-        name = "_".join(["relations", file_name(model), *(grid.relation for grid in panels)])
-        files += figures.relation_heat_map(
-            panels,
-            directory / name,
-            circuits=circuits if config.circuits else None,
-            orientation=config.orientation,
-            origin=config.origin,
+    for model in grids.values("model"):
+        own = grids.select(model=model)
+        files += draw_relations(own.select(kind="static"), config)
+        files += draw_dynamic(own, config)
+        for kind in own.values("kind"):
+            if kind.startswith(SIGNED):
+                for metric in own.select(kind=kind).values("metric"):
+                    files += draw_signed(own.select(kind=kind, metric=metric), config)
+        files += draw_attention(own, config)
+    return files + draw_curves(config)
+
+
+def draw_relations(grids: GridSet, config: RunConfig) -> tuple[Path, ...]:
+    """Static scores of the chosen relations, with circuit heads marked."""
+    chosen = chosen_grids(grids, config)
+    if not chosen:
+        return ()
+    circuits = [circuit_for(grid.relation, config) for grid in chosen]
+    return figures.relation_heat_map(
+        chosen,
+        figure_path(config, "relations", chosen),
+        circuits=circuits if config.circuits else None,
+        orientation=config.orientation,
+        origin=config.origin,
+    )
+
+
+def draw_dynamic(grids: GridSet, config: RunConfig) -> list[Path]:
+    """Of each chosen relation: the static score beside the dynamic ones, averaged over templates."""
+    files = []
+    for chosen in chosen_grids(grids.select(kind="static"), config):
+        panels = [figures.Panel(chosen.scores, f"{chosen.name}: static", "Score")]
+        for kind, title in (("dynamic_no_context", "without context"), ("dynamic_context", "with context")):
+            of_templates = grids.select(kind=kind, relation=chosen.relation)
+            if len(of_templates):
+                mean = np.mean([grid.scores for grid in of_templates], axis=0)
+                panels.append(figures.Panel(mean, f"{chosen.name}: dynamic, {title}", "Score"))
+        if len(panels) > 1:
+            path = figure_path(config, "dynamic", [chosen])
+            files += figures.score_map(panels, path, config.orientation, config.origin)
+    return files
+
+
+def draw_signed(grids: GridSet, config: RunConfig) -> tuple[Path, ...]:
+    """Attributions or ablation effects of the chosen relations, blue below 0 and red above."""
+    kind, metric = grids.grids[0].kind, grids.grids[0].metric
+    what = kind if kind.endswith(metric) else f"{kind}_{metric}"
+    label = what.replace("_", " ").capitalize()
+    chosen = chosen_grids(grids, config)
+    panels = [figures.Panel(grid.scores, f"{grid.model}: {grid.name}", label) for grid in chosen]
+    path = figure_path(config, what, chosen)
+    return figures.signed_map(panels, path, config.orientation, config.origin)
+
+
+def draw_attention(grids: GridSet, config: RunConfig) -> list[Path]:
+    """Previous-token, duplicate-token and induction scores side by side, for each kind of text."""
+    files = []
+    kinds = [kind for kind in grids.values("kind") if kind.startswith("attention_")]
+    for on in grids.select(kind=kinds).values("relation"):
+        chosen = [grid for grid in grids.select(kind=kinds, relation=on) if not np.isnan(grid.scores).all()]
+        names = [grid.kind.removeprefix("attention_") for grid in chosen]
+        panels = [
+            figures.Panel(grid.scores, f"{grid.model}: {name} ({grid.name})", f"{name.capitalize()} score")
+            for grid, name in zip(chosen, names, strict=True)
+        ]
+        path = figure_path(config, "attention", chosen[:1])
+        files += figures.score_map(panels, path, config.orientation, config.origin)
+    return files
+
+
+def draw_curves(config: RunConfig) -> list[Path]:
+    """Of every relation in ablation_curves.csv: accuracy against the number of heads removed."""
+    path = Path(config.out) / "ablation_curves.csv"
+    points = defaultdict(list)
+    for model, row in read_curves(path) if path.is_file() else ():
+        points[model, row.relation].append(row)
+    files = []
+    for (model, relation), rows in points.items():
+        lines = [list(line) for _, line in groupby(rows, key=lambda row: (row.curve, row.prompts))]
+        of_kind = {
+            kind: [_curve(line) for line in lines if line[0].curve == kind]
+            for kind in ("relation", "random", "control")
+        }
+        files += figures.ablation_curves_figure(
+            Path(config.out) / "figures" / safe_name("ablation_curves", model, relation),
+            f"{model}: {relation.replace('_', ' ')}",
+            *of_kind["relation"],
+            random=next(iter(of_kind["random"]), None),
+            controls=of_kind["control"],
         )
     return files
 
 
-def heat_map_panels(grids: GridSet, config: RunConfig) -> list[HeadGrid]:
-    """The grids of one model to draw: the relations asked for, or the two with the highest score."""
-    if not config.heat_maps:
-        return sorted(grids, key=lambda grid: -grid.scores.max())[:2]
-    by_relation = {grid.relation: grid for grid in grids}
-    return [by_relation[relation] for relation in config.heat_maps if relation in by_relation]
+def _curve(line: list[CurveRow]) -> figures.Curve:
+    names = {"relation": "Relation's heads removed", "random": "Random other heads removed"}
+    return figures.Curve(
+        names.get(line[0].curve, f"Control: {line[0].prompts.replace('_', ' ')}"),
+        *(np.array([getattr(row, field) for row in line]) for field in ("n_heads", "accuracy")),
+        low=np.array([row.accuracy_low for row in line]),
+        high=np.array([row.accuracy_high for row in line]),
+    )
+
+
+def chosen_grids(grids: GridSet, config: RunConfig) -> list[HeadGrid]:
+    """The grids to draw: of the relations asked for, or the two with the largest number in them."""
+    if config.heat_maps:
+        return [grid for relation in config.heat_maps for grid in grids.select(relation=relation)]
+    return sorted(grids, key=lambda grid: -np.nanmax(np.abs(grid.scores)))[:2]
+
+
+def figure_path(config: RunConfig, what: str, grids: Sequence[HeadGrid]) -> Path:
+    """Where a figure of these grids goes: figures/WHAT_MODEL_RELATION_..."""
+    name = safe_name(what, grids[0].model, *(grid.relation for grid in grids))
+    return Path(config.out) / "figures" / name
+
+
+def safe_name(*words: str) -> str:
+    """Words joined into a file's name."""
+    return "_".join("".join(c if c.isalnum() or c in "._-" else "_" for c in word) for word in words)
 
 
 def read_marks(entry: str) -> tuple[str | None, Circuit]:
@@ -59,11 +165,6 @@ def circuit_for(relation: str, config: RunConfig) -> Circuit | None:
     """The marks on one relation's panel; None where the config has none for it."""
     marks = [read_marks(entry) for entry in config.circuits]
     return next((circuit for named, circuit in marks if named in (None, relation)), None)
-
-
-def file_name(model: str) -> str:
-    """A model's display name as part of a file name."""
-    return "".join(c if c.isalnum() or c in ".-" else "_" for c in model)
 
 
 def main(argv: Sequence[str]) -> None:

@@ -16,17 +16,20 @@ import jax
 from absl import flags
 
 from experiments import planted
-from experiments.analyses import ANALYSES
+from experiments.analyses import ANALYSES, ablation_curves
 from experiments.config import RunConfig, config_to_json, load_config
 from experiments.draw import draw_figures, read_marks
 from experiments.stages import Stages, devices, peak_memory, versions
 from experiments.subject import Subject, load_subject
+from experiments.tables import write_curves, write_tables
 from headjax.checkpoint import read_provenance
 from headjax.circuits import check_fits
 from headjax.errors import InputError, run_main
 from headjax.files import atomic_write
 from headjax.grid import GridSet, save_csv, save_npz
-from headjax.summary import category_rows, save_summary, score_rows, skipped_row, summary_table
+from headjax.summary import SummaryRow, skipped_row
+from kernels.head_attention.api import DEFAULT as HEAD_ATTENTION
+from kernels.variant_decode.api import DEFAULT as VARIANT_DECODE
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -48,25 +51,32 @@ def run(config: RunConfig, progress: bool = True) -> list[Path]:
         with stages.stage(f"{name}: load"):
             subjects.append(load_subject(name, config))
         check_figures(subjects[-1], config)
-    grids = GridSet()
+    grids, curves = GridSet(), []
     for subject in subjects:
         for analysis in config.analyses:
             with stages.stage(f"{subject.display_name}: {analysis}"):
-                grids += ANALYSES[analysis](subject, stages.track)
+                if analysis == "ablation_curves":
+                    found = ablation_curves(subject, grids, stages.track)
+                    curves += [(subject.display_name, one) for one in found]
+                else:
+                    grids += ANALYSES[analysis](subject, stages.track)
+        subject.release()
 
-    rows = [*score_rows(grids, config.threshold), *skipped_rows(subjects)]
-    rows += category_rows(grids, config.threshold, config.count_suppression)
-    files = [out / "scores.csv", out / "scores.npz", out / "summary.csv"]
+    files = [out / "scores.csv", out / "scores.npz"]
     save_csv(grids, files[0])
     save_npz(grids, files[1])
-    save_summary(rows, files[2])
+    tables, texts = write_tables(grids, skipped_rows(subjects), config)
+    files += tables
+    if curves:
+        tables, more = write_curves(curves, config)
+        files, texts = files + tables, texts + more
     with stages.stage("figures"):
         files += draw_figures(grids, config)
     with atomic_write(out / "run.json") as file:
         json.dump(describe(config, subjects, stages), file, indent=2)
     files.append(out / "run.json")
 
-    print(summary_table(rows))
+    print(*texts, sep="\n\n")
     for subject in subjects:
         if subject.planted is not None:
             print(
@@ -102,7 +112,7 @@ def check_figures(subject: Subject, config: RunConfig) -> None:
         check_fits(circuit, subject.config.n_layers, subject.config.n_heads)
 
 
-def skipped_rows(subjects: Sequence[Subject]) -> list:
+def skipped_rows(subjects: Sequence[Subject]) -> list[SummaryRow]:
     """The relations that each model had too few pairs for."""
     return [
         skipped_row(subject.display_name, relation.id, relation.category, reason)
@@ -127,11 +137,21 @@ def describe(config: RunConfig, subjects: Sequence[Subject], stages: Stages) -> 
         ],
         "versions": versions(),
         "devices": devices(),
-        "implementations": {"relation_hits": "xla"},
+        "implementations": implementations(config),
         "precision": config.precision,
         "seconds": stages.seconds,
         "peak_bytes": peak_memory(),
     }
+
+
+def implementations(config: RunConfig) -> dict[str, str]:
+    """Which implementation of each kernel the run's analyses used."""
+    used = {"relation_hits": "xla"} if {"relation_scores", "dynamic_scores"} & set(config.analyses) else {}
+    if set(config.analyses) - {"relation_scores"}:
+        used["head_attention"] = HEAD_ATTENTION
+    if {"head_ablation", "ablation_curves"} & set(config.analyses):
+        used["variant_decode"] = VARIANT_DECODE
+    return used
 
 
 def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:

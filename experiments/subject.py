@@ -69,6 +69,10 @@ class Subject:
         """The whole model, for forward passes."""
         return zoo.load_model(self.directory, jnp.dtype(self.run.dtype), precision=self.run.precision)
 
+    def release(self) -> None:
+        """Lets go of the model; the next use of it loads it again."""
+        self.__dict__.pop("model", None)
+
     @property
     def rule(self) -> HitRule:
         """The published rule of what counts as a hit, with what the config says differently."""

@@ -185,3 +185,8 @@ def run(
         for handle in handles:
             handle.remove()
     return logits.numpy(), torch.stack(recorded).numpy()
+
+
+def load_tokenizer(directory: Path | str) -> transformers.PreTrainedTokenizerBase:
+    """The tokenizer of a checkpoint as its publisher meant it, beginning-of-text token included."""
+    return transformers.AutoTokenizer.from_pretrained(directory)
