@@ -16,7 +16,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,7 +40,6 @@ FORMAT_VERSION = 1
 CHUNK_BYTES = 1 << 24
 
 
-_shapes = cache(parameter_shapes)
 
 
 class Group(NamedTuple):
@@ -53,7 +52,7 @@ class Group(NamedTuple):
 
 def parameter_groups(config: ModelConfig) -> list[Group]:
     """Every parameter's place in the directory, in the order of the forward pass."""
-    names = tuple(_shapes(config))
+    names = tuple(parameter_shapes(config))
 
     def starting(*prefixes: str) -> tuple[str, ...]:
         return tuple(name for name in names if name.startswith(prefixes))
@@ -135,7 +134,7 @@ def _insert(stacks: dict[str, Array], layer: dict[str, Array], index: Int[Array,
 
 def _chosen(directory: Path, names: Sequence[str] | None) -> tuple[ModelConfig, dict[str, tuple[int, ...]]]:
     config = read_config(directory)
-    shapes = _shapes(config)
+    shapes = parameter_shapes(config)
     unknown = set(names or ()) - set(shapes)
     if unknown:
         raise ValueError(f"parameters are {', '.join(shapes)}; got {', '.join(sorted(unknown))}")

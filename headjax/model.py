@@ -6,7 +6,7 @@ that tracing and compiling cost the same at 4 layers as at 80. Modules are pytre
 """
 
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import jax
@@ -250,6 +250,7 @@ def abstract_model(config: ModelConfig) -> Transformer:
     return nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
 
 
+@cache
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every parameter, e.g. ``blocks.attn.W_Q`` -> (L, D, H, K)."""
     return {name: leaf.shape for name, leaf in model_parameters(abstract_model(config)).items()}

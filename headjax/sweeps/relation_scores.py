@@ -11,6 +11,7 @@ layer are one compiled call, the same for every layer.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,7 +99,7 @@ def checkpoint_weights(directory: Path, config: ModelConfig) -> Weights:
         norm, mlp = first_mlp(config, read(0, names))
         return mlp(norm(x))
 
-    layers = (tuple(read(layer, LAYER)[name] for name in LAYER) for layer in range(config.n_layers))
+    layers = (itemgetter(*LAYER)(read(layer, LAYER)) for layer in range(config.n_layers))
     return Weights(outer["embed.W_E"], mlp_output, outer.get("unembed.rows", outer["embed.W_E"]), layers)
 
 

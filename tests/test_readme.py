@@ -1,0 +1,44 @@
+"""What README shows works as written."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import planted
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """On the planted checkpoint in GPT-2's place, which needs no download and has as many heads."""
+    monkeypatch.setenv("HEADJAX_CACHE", str(tmp_path / "cache"))
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    names: dict = {}
+    exec(code.replace('"gpt2"', repr(str(planted.build(tmp_path / "gpt2")))), names)
+    model, output = names["model"], names["output"]
+    c = model.config
+    assert output.logits.shape == (1, 5, c.vocab_size)
+    assert output.z.shape == (c.n_layers, 1, 5, c.n_heads, c.d_head)
+    edited = model(names["tokens"], edit=names["edit"]).logits
+    assert np.abs(edited - output.logits).max() > 1e-3
+    assert len(code.strip().splitlines()) <= 15
+
+
+def test_the_readme_has_the_two_commands_and_its_picture_exists():
+    commands = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    assert len(commands) == 2
+    assert "experiments/configs/demo.py" in commands[0]
+    assert "pytest" in commands[1]
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        assert (ROOT / picture).is_file()
+
+
+@pytest.mark.parametrize("page", ["README.md", "BUILD.md"])
+def test_files_that_the_pages_name_exist(page: str):
+    for path in re.findall(
+        r"`((?:experiments|headjax|checkpoints_convert|kernels)/[\w/.]+\.\w+)`", (ROOT / page).read_text()
+    ):
+        assert (ROOT / path).exists() or "NAME" in path, path
