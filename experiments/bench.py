@@ -7,6 +7,7 @@ ratio by which our way is faster than the usual one, ``ratio 37.2x``.
 import sys
 from functools import partial
 
+from experiments.bench_ablation import bench_ablation
 from experiments.bench_dynamic import bench_dynamic
 from experiments.bench_static import bench_static
 
@@ -14,6 +15,7 @@ BENCHMARKS = {
     "static": bench_static,
     "static_with_hits": partial(bench_static, hit_share=0.05),
     "dynamic": bench_dynamic,
+    "ablation": bench_ablation,
 }
 
 

@@ -86,7 +86,7 @@ class Attention(nnx.Module):
         valid: Bool[Array, "B T"] | None,
     ) -> HeadOutputs:
         """z: each head's own output before W_O."""
-        return head_attention(q, k, v, valid=valid, precision=self.config.precision)
+        return head_attention(q, k, v, valid=valid, precision=self.config.precision).z
 
     def output(self, z: HeadOutputs) -> Residual:
         """What the heads together write to the residual stream: their sum through W_O, plus b_O."""

@@ -55,7 +55,7 @@ def ablation_curves(
     prompts: PromptBatch,
     rankings: Mapping[str, Float[Array | np.ndarray, "L H"]],
     *,
-    ablation: Literal["zero", "mean", "resample"] = "zero",
+    ablation: str = "zero",
     mean_over: Literal["prompts", "tokens"] = "prompts",
     max_heads: int | None = None,
     n_random_draws: int = 5,
@@ -130,7 +130,13 @@ def ablation_curves(
             for relation, curve in zip(bases, run(control, [heads[base] for base in bases]), strict=True):
                 controls[relation][control] = curve
     return tuple(
-        RelationCurves(relation, heads[relation], own, tuple(random), controls[relation])
+        RelationCurves(
+            relation,
+            heads[relation],
+            own,
+            tuple(random),
+            {control: controls[relation][control] for control in chosen[relation]},
+        )
         for relation, (own, *random) in curves.items()
     )
 

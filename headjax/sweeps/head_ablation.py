@@ -47,7 +47,7 @@ def head_ablation(
     model: Transformer,
     prompts: PromptBatch,
     *,
-    ablation: Literal["zero", "mean", "resample"] = "zero",
+    ablation: str = "zero",
     positions: Positions = "last",
     mean_over: Literal["prompts", "tokens"] = "prompts",
     kv_groups: bool = False,

@@ -25,7 +25,7 @@ Replacement = Callable[[Int[np.ndarray, "rows"]], Float[Array | np.ndarray, "L #
 def find_replacement(
     model: Transformer,
     prompts: PromptBatch,
-    ablation: Literal["zero", "mean", "resample"],
+    ablation: str,
     *,
     positions: Literal["last", "all"],
     mean_over: Literal["prompts", "tokens"] = "prompts",
@@ -40,8 +40,8 @@ def find_replacement(
       mean_over: "prompts" gives every position its own mean, positions counted from the end of the
         prompts; "tokens" is one mean over all prompts and positions.
 
-    Raises InputError for prompts that have nobody to be resampled from: a single one or, at all
-    positions, one without another of the same length.
+    Raises InputError for another `ablation`, and for prompts that have nobody to be resampled from: a
+    single one or, at all positions, one without another of the same length.
     """
     match ablation:
         case "zero":

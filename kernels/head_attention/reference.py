@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 
 def head_attention(
@@ -12,25 +12,40 @@ def head_attention(
     v: Float[Array, "B T G K"],
     *,
     valid: Bool[Array, "B T"] | None,
+    gain: Float[Array, "#B #S H"] | None,
+    replacement: Float[Array, "#B #S #H #K"] | None,
+    knock_out: Int[Array, "#B #S #H P"] | None,
+    forced: Int[Array, "#B #S #H"] | None,
     precision: str | None,
-) -> Float[Array, "B S H K"]:
+) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H"]]:
     """See `kernels.head_attention.api.head_attention`. `precision` is ignored: always the highest."""
     del precision
-    S, T = q.shape[1], k.shape[1]
-    heads_per_group = q.shape[2] // k.shape[2]
+    dtype = q.dtype
+    B, S, H, K = q.shape
+    T, G = k.shape[1:3]
+    q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
     allowed = jnp.arange(T)[None, :] <= jnp.arange(T - S, T)[:, None]
-    allowed = jnp.broadcast_to(allowed[None], (q.shape[0], S, T))
+    allowed = jnp.broadcast_to(allowed[None, :, None], (B, S, H, T))
     if valid is not None:
-        allowed = allowed & valid[:, None, :]
+        allowed = allowed & valid[:, None, None, :]
         k = jnp.where(valid[:, :, None, None], k, 0)
         v = jnp.where(valid[:, :, None, None], v, 0)
-    outputs = []
-    for h in range(q.shape[2]):
-        q_h = q[:, :, h].astype(jnp.float32)
-        k_h = k[:, :, h // heads_per_group].astype(jnp.float32)
-        v_h = v[:, :, h // heads_per_group].astype(jnp.float32)
-        scores = jnp.einsum("bsk,btk->bst", q_h, k_h, precision="highest") * q.shape[3] ** -0.5
-        pattern = jax.nn.softmax(jnp.where(allowed, scores, -jnp.inf), axis=-1)
-        pattern = jnp.where(allowed.any(axis=-1, keepdims=True), pattern, 0)
+    if knock_out is not None:
+        allowed = allowed & ~jax.nn.one_hot(knock_out, T, dtype=bool).any(axis=-2)
+    if forced is not None:
+        allowed = allowed & ((forced[..., None] < 0) | jax.nn.one_hot(forced, T, dtype=bool))
+
+    outputs, sums = [], []
+    for h in range(H):
+        k_h, v_h, allowed_h = k[:, :, h // (H // G)], v[:, :, h // (H // G)], allowed[:, :, h]
+        scores = jnp.einsum("bsk,btk->bst", q[:, :, h], k_h, precision="highest") * K**-0.5
+        scores = jnp.where(allowed_h, scores, -jnp.inf)
+        pattern = jax.nn.softmax(jnp.where(allowed_h.any(axis=-1, keepdims=True), scores, 0), axis=-1)
+        pattern = jnp.where(allowed_h, pattern, 0)
         outputs.append(jnp.einsum("bst,btk->bsk", pattern, v_h, precision="highest"))
-    return jnp.stack(outputs, axis=2).astype(q.dtype)
+        sums.append(jax.nn.logsumexp(scores, axis=-1))
+    z = jnp.stack(outputs, axis=2)
+    if gain is not None:
+        g = gain[..., None].astype(jnp.float32)
+        z = g * z + (1 - g) * replacement.astype(jnp.float32)
+    return z.astype(dtype), jnp.stack(sums, axis=2)

@@ -1,11 +1,10 @@
 """`head_attention` in plain jax.numpy, left to XLA: all heads in two batched products."""
 
 import jax.numpy as jnp
-from jax import Array
-from jaxtyping import Bool, Float
+from jax import Array, lax
+from jaxtyping import Bool, Float, Int
 
-# Finite, so that a row with nothing to attend to gives no NaN, and far below any real score.
-_MASKED = -1e30
+from kernels.head_attention.masks import MASKED, allowed_keys
 
 
 def head_attention(
@@ -14,30 +13,46 @@ def head_attention(
     v: Float[Array, "B T G K"],
     *,
     valid: Bool[Array, "B T"] | None,
+    gain: Float[Array, "#B #S H"] | None,
+    replacement: Float[Array, "#B #S #H #K"] | None,
+    knock_out: Int[Array, "#B #S #H P"] | None,
+    forced: Int[Array, "#B #S #H"] | None,
     precision: str | None,
-) -> Float[Array, "B S H K"]:
+) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H"]]:
     """See `kernels.head_attention.api.head_attention`."""
     B, S, H, K = q.shape
     T, G = k.shape[1:3]
-    allowed = jnp.arange(T)[None, :] <= jnp.arange(T - S, T)[:, None]
-    allowed = allowed[None, None, None]
-    if valid is not None:
-        allowed = allowed & valid[:, None, None, None, :]
-        v = jnp.where(valid[:, :, None, None], v, 0)  # a zero weight times a NaN would be a NaN
+    allowed = allowed_keys(jnp.arange(T), jnp.arange(T - S, T), valid, knock_out, forced)
+    if valid is not None:  # a zero weight times a NaN would be a NaN, here or in a gradient
+        k = jnp.where(valid[:, :, None, None], k, 0)
+        v = jnp.where(valid[:, :, None, None], v, 0)
     grouped = q.reshape(B, S, G, H // G, K)
     scores = jnp.einsum(
         "bsgrk,btgk->bgrst", grouped, k, precision=precision, preferred_element_type=jnp.float32
-    )
-    scores = jnp.where(allowed, scores * K**-0.5, _MASKED)
-    weights = jnp.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights = jnp.where(allowed, weights, 0)
+    ).reshape(B, H, S, T)
+    scores = jnp.where(allowed, scores * K**-0.5, MASKED)
+    top = lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    weights = jnp.where(allowed, jnp.exp(scores - top), 0)
     total = weights.sum(axis=-1, keepdims=True)
-    pattern = weights / jnp.where(total == 0, 1, total)
+    divisor = jnp.where(total == 0, 1, total)
+    lse = jnp.where(total == 0, -jnp.inf, top + jnp.log(divisor))
     z = jnp.einsum(
         "bgrst,btgk->bsgrk",
-        pattern.astype(v.dtype),
+        (weights / divisor).astype(v.dtype).reshape(B, G, H // G, S, T),
         v,
         precision=precision,
         preferred_element_type=jnp.float32,
-    )
-    return z.reshape(B, S, H, K).astype(q.dtype)
+    ).reshape(B, S, H, K)
+    return edit(z, gain, replacement).astype(q.dtype), jnp.swapaxes(lse[..., 0], 1, 2)
+
+
+def edit(
+    z: Float[Array, "B S H K"],
+    gain: Float[Array, "#B #S H"] | None,
+    replacement: Float[Array, "#B #S #H #K"] | None,
+) -> Float[Array, "B S H K"]:
+    """``gain * z + (1 - gain) * replacement``, in z's own dtype; z itself without a gain."""
+    if gain is None:
+        return z
+    g = gain[..., None].astype(z.dtype)
+    return g * z + (1 - g) * replacement.astype(z.dtype)

@@ -1,0 +1,211 @@
+"""`python -m kernels.bench [op ...]`: what every implementation of every kernel reaches on this machine.
+
+Numbers are checked before a time is printed. Each line gives the median time, TFLOP/s, GB/s, and the share
+of the roofline: the least time that the same run's large matmul and large copy allow, over the time taken.
+An implementation that cannot run here is named with its reason. Sizes are a model's on an accelerator and
+smaller on a CPU.
+"""
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from kernels.head_attention import IMPLEMENTATIONS as ATTENTION
+from kernels.head_attention import head_attention
+from kernels.variant_decode import IMPLEMENTATIONS as DECODE
+from kernels.variant_decode import variant_decode
+from kernels.vocab_rank import IMPLEMENTATIONS as RANK
+from kernels.vocab_rank import vocab_rank
+
+ON_CPU = jax.default_backend() == "cpu"
+DTYPES = ("float32",) if ON_CPU else ("bfloat16", "float32")
+REPEATS = 3 if ON_CPU else 20
+PRECISION = "highest"  # of float32 products; a product of bfloat16s is exact anyway
+
+
+class Case(NamedTuple):
+    """One thing to time.
+
+    Attributes:
+      call: ``(implementation, *arguments)``.
+      flops: multiplications and additions that the definition needs, twice the products.
+      bytes: read and written at least once.
+      tolerance: how far results may differ from XLA's, relative to the largest.
+    """
+
+    name: str
+    call: Callable
+    arguments: tuple
+    implementations: tuple[str, ...]
+    flops: float
+    bytes: float
+    tolerance: float
+
+
+def random(key: int, *shape: int, dtype: str) -> Array:
+    return jax.random.normal(jax.random.key(key), shape, dtype)
+
+
+def attention_cases(dtype: str) -> Iterator[Case]:
+    # name, B, S, H, G, K
+    models = (
+        [("short prompts", 24, 16, 12, 12, 64), ("long", 1, 256, 12, 12, 64)]
+        if ON_CPU
+        else [
+            ("short prompts", 24, 16, 25, 25, 64),
+            ("GPT-2 xl, 64", 24, 64, 25, 25, 64),
+            ("Phi-2", 4, 2048, 32, 32, 80),
+            ("Pythia 12B", 4, 2048, 40, 40, 128),
+            ("Llama-3.1 70B", 2, 4096, 64, 8, 128),
+        ]
+    )
+    for name, B, S, H, G, K in models:
+        q, k, v = (random(i, B, S, n, K, dtype=dtype) for i, n in enumerate((H, G, G)))
+
+        def call(implementation: str, q: Array, k: Array, v: Array) -> Array:
+            if implementation == "cudnn":
+                return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
+            return head_attention(q, k, v, precision=PRECISION, implementation=implementation).z
+
+        names = tuple(ATTENTION) + (("cudnn",) if jax.default_backend() == "gpu" else ())
+        half = 2 * 2 * B * H * K * S * (S + 1) / 2  # causal: half of two products
+        yield Case(f"{name} {S}", call, (q, k, v), names, half, 2 * q.nbytes + 2 * k.nbytes, 3e-2)
+
+
+def decode_cases(dtype: str) -> Iterator[Case]:
+    models = (
+        [("GPT-2", 48, 8, 16, 12, 12, 64)]
+        if ON_CPU
+        else [("GPT-2 xl", 1200, 24, 16, 25, 25, 64), ("Llama-3.1 70B", 1200, 24, 64, 64, 8, 128)]
+    )
+    for name, M, B, S, H, G, K in models:
+        shapes = ((M, B, H, K), (B, S, G, K), (B, S, G, K), (M, B, G, K), (M, B, G, K))
+        arguments = tuple(random(i, *shape, dtype=dtype) for i, shape in enumerate(shapes))
+
+        def call(implementation: str, *arguments: Array) -> Array:
+            return variant_decode(*arguments, precision=PRECISION, implementation=implementation)
+
+        size = sum(x.nbytes for x in arguments) + arguments[0].nbytes
+        yield Case(f"{name}, {M} variants", call, arguments, tuple(DECODE), 4 * M * B * H * K * S, size, 3e-2)
+
+
+def rank_cases(dtype: str) -> Iterator[Case]:
+    # name, H, N, K, D, V
+    models = (
+        [("GPT-2 medium", 4, 1000, 64, 1024, 50257)]
+        if ON_CPU
+        else [("GPT-2 xl", 25, 2000, 64, 1600, 50257), ("Llama-3.1 70B", 8, 2000, 128, 8192, 128256)]
+    )
+    for name, H, N, K, D, V in models:
+        unembed = random(0, V, D, dtype=dtype)
+        target = jax.random.randint(jax.random.key(1), (N,), 0, V)
+        q, W_O = random(2, H, N, K, dtype=dtype), random(3, H, K, D, dtype=dtype) * D**-0.5
+        x = random(4, 1, N, D, dtype=dtype)
+
+        def residuals(implementation: str, x: Array, unembed: Array, target: Array) -> Array:
+            return through_tokens(implementation, x, unembed, target, None)
+
+        names = (*RANK, "materialised")
+        flops = 2 * H * K * V * (D + N)
+        arguments = (q, unembed, target, W_O)
+        yield Case(f"{name}, {H} heads", through_tokens, arguments, names, flops, unembed.nbytes, 3e-2)
+        yield Case(
+            f"{name}, residuals", residuals, (x, unembed, target), names, 2 * N * D * V, unembed.nbytes, 3e-2
+        )
+
+
+def through_tokens(implementation: str, q: Array, unembed: Array, target: Array, W_O: Array | None) -> Array:
+    """Counts above, as a share of the vocabulary: two roundings may order near-equal logits differently."""
+    if implementation != "materialised":
+        rank = vocab_rank(q, unembed, target, W_O=W_O, precision=PRECISION, implementation=implementation)
+        return rank.above / unembed.shape[0]
+
+    def one_head(head: tuple[Array, Array | None]) -> Array:
+        """The logits of one head in memory, then compared: what XLA does when it is asked plainly."""
+        q, W_O = head
+        columns = unembed if W_O is None else dot("vd,kd->vk", unembed, W_O).astype(q.dtype)
+        logits = dot("nk,vk->nv", q, columns)
+        own = jnp.take_along_axis(logits, target[:, None], axis=1)
+        return jnp.sum(logits > own, axis=1) / unembed.shape[0]
+
+    return jax.lax.map(one_head, (q, W_O))
+
+
+def dot(equation: str, x: Array, y: Array) -> Array:
+    return jnp.einsum(equation, x, y, precision=PRECISION, preferred_element_type=jnp.float32)
+
+
+OPS = {"head_attention": attention_cases, "variant_decode": decode_cases, "vocab_rank": rank_cases}
+
+
+def median_seconds(function: Callable, *arguments: Array) -> float:
+    """Compiled and warmed up first."""
+    jax.block_until_ready(function(*arguments))
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        jax.block_until_ready(function(*arguments))
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def roofline(dtype: str) -> tuple[float, float]:
+    """Operations and bytes a second, of a large matmul and a large copy in this run."""
+    n = 2048 if ON_CPU else 8192
+    x = random(0, n, n, dtype=dtype)
+    flops = 2 * n**3 / median_seconds(jax.jit(lambda x: jnp.matmul(x, x, precision=PRECISION)), x)
+    block = random(1, (2**26 if ON_CPU else 2**30) // x.dtype.itemsize, dtype=dtype)
+    copied = 2 * block.nbytes / median_seconds(jax.jit(lambda x: x + jnp.ones((), x.dtype)), block)
+    return flops, copied
+
+
+def report(case: Case, dtype: str, flop_rate: float, byte_rate: float) -> None:
+    """Times every implementation that runs here and agrees with XLA."""
+    expected = np.asarray(jax.jit(lambda *a: case.call("xla", *a))(*case.arguments), np.float32)
+    floor = max(case.flops / flop_rate, case.bytes / byte_rate)
+    for name in case.implementations:
+        if name == "reference":
+            continue
+        label = f"  {case.name:26} {dtype:9} {name:18}"
+        compiled = jax.jit(lambda *a, name=name: case.call(name, *a))
+        try:
+            actual = np.asarray(compiled(*case.arguments), np.float32)
+        except NotImplementedError as error:
+            print(f"{label} not here: {error}")
+            continue
+        worst = np.abs(actual - expected).max() / np.abs(expected).max()
+        if not worst <= case.tolerance:
+            print(f"{label} WRONG: differs from XLA by {worst:.1e} of the largest")
+            continue
+        seconds = median_seconds(compiled, *case.arguments)
+        print(
+            f"{label} {seconds * 1e3:9.3f} ms  {case.flops / seconds / 1e12:8.3f} TFLOP/s  "
+            f"{case.bytes / seconds / 1e9:8.1f} GB/s  {floor / seconds:5.0%} of the roofline"
+        )
+
+
+def main() -> None:
+    chosen = sys.argv[1:] or list(OPS)
+    unknown = set(chosen) - set(OPS)
+    if unknown:
+        sys.exit(f"ops are {', '.join(OPS)}; got {', '.join(sorted(unknown))}")
+    device = jax.devices()[0]
+    print(f"{device.device_kind} ({jax.default_backend()}), jax {jax.__version__}, medians of {REPEATS}")
+    for dtype in DTYPES:
+        flop_rate, byte_rate = roofline(dtype)
+        print(f"{dtype}: matmul {flop_rate / 1e12:.3f} TFLOP/s, copy {byte_rate / 1e9:.1f} GB/s")
+        for op in chosen:
+            print(op)
+            for case in OPS[op](dtype):
+                report(case, dtype, flop_rate, byte_rate)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Static relation scores against the definition, read off Hugging Face's own modules in torch."""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from jax.extend.core import jaxprs_in_params
+
+from headjax.prompts import TokenPairs
+from headjax.relations import Relation
+from headjax.scores import screening_stages
+from headjax.sweeps import relation_scores as sweep
+from headjax.sweeps.relation_scores import HitRule, Weights, head_queries, model_weights, relation_scores
+from tests import torch_oracle
+from tests.test_scores import normal, slow_hits
+from tests.twins import twins
+
+RULE = HitRule(top_k=7, top_k_copying=2, first_mlp=True)
+HEADS = {"mha": (7, 7), "gqa": (6, 3), "mqa": (5, 1)}
+
+
+def token_pairs(relation: str, n: int, n_tokens: int, seed: int) -> TokenPairs:
+    """Random pairs; sources repeat within a relation and between relations."""
+    sources, targets = np.random.default_rng(seed).integers(0, n_tokens, (2, n)).astype(np.int32)
+    words = tuple((str(s), str(t)) for s, t in zip(sources, targets, strict=True))
+    return TokenPairs(Relation(relation, relation, "Random", words), sources, targets, words)
+
+
+def some_relations(n_tokens: int) -> list[TokenPairs]:
+    sizes = {"copying": 31, "capitals": 53, "plurals": 17}
+    return [token_pairs(name, n, n_tokens, seed) for seed, (name, n) in enumerate(sizes.items())]
+
+
+def slow_scores(
+    inputs: Sequence[np.ndarray], W_V, W_O, unembed, pairs: Sequence[TokenPairs], rule: HitRule
+) -> dict[str, np.ndarray]:
+    """Kind -> [2 R L H], the least and the largest share that rounding allows, one head at a time.
+
+    `inputs` [V D] of every layer, W_V [L D H K] already one a query head.
+    """
+    found = {"plain": [], "suppression": []}
+    for p in pairs:
+        k = np.full(len(p.targets), rule.k(p.relation.id))
+        for tolerance in (-1e-5, 1e-5):
+            hits = []
+            for x, values, outputs in zip(inputs, W_V, W_O, strict=True):
+                q = np.einsum("nd,dhk->hnk", x[p.sources].astype(np.float64), values.astype(np.float64))
+                hits.append(slow_hits(q, outputs, unembed, p.targets, k, tolerance))
+            for kind, shares in found.items():
+                shares.append(np.stack([getattr(layer, kind).mean(axis=1) for layer in hits]))
+    n = len(pairs)
+    return {kind: np.stack(s).reshape(n, 2, *s[0].shape).swapaxes(0, 1) for kind, s in found.items()}
+
+
+def assert_within(ours, bounds: dict[str, np.ndarray]) -> None:
+    for kind, (least, most) in bounds.items():
+        actual = getattr(ours, kind)
+        assert actual.shape == least.shape
+        assert (least - 1e-6 <= actual).all(), kind
+        assert (actual <= most + 1e-6).all(), kind
+        assert (most - least).mean() < 0.01, "the weights are too close to ties to test anything"
+
+
+def random_weights(heads: int, kv_heads: int, L: int = 3, K: int = 5, D: int = 37, V: int = 2003):
+    """Weights of a model whose first MLP is a random linear map, and what the oracle needs of them."""
+    W_E, unembed, mlp = normal(0, V, D), normal(1, V, D), normal(2, D, D)
+    W_V, W_O = normal(3, L, D, kv_heads, K), normal(4, L, heads, K, D)
+    layers = zip(jnp.asarray(W_V), jnp.asarray(W_O), strict=True)
+    weights = Weights(jnp.asarray(W_E), lambda x: x @ jnp.asarray(mlp), jnp.asarray(unembed), layers)
+    later = W_E.astype(np.float64) @ mlp
+    return weights, ([W_E, *[later] * (L - 1)], np.repeat(W_V, heads // kv_heads, axis=2), W_O, unembed)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_scores_follow_the_definition(kind):
+    """A vocabulary large enough that pairs are screened; k differs between the relations."""
+    weights, oracle = random_weights(*HEADS[kind])
+    pairs = some_relations(2003)
+    assert len(screening_stages(weights.unembed, np.concatenate([p.targets for p in pairs]))) == 2
+    assert_within(relation_scores(weights, pairs, RULE), slow_scores(*oracle, pairs, RULE))
+
+
+def test_the_first_mlp_can_be_left_out():
+    weights, (inputs, *oracle) = random_weights(5, 5)
+    rule, pairs = RULE._replace(first_mlp=False), some_relations(2003)
+    expected = slow_scores([inputs[0]] * len(inputs), *oracle, pairs, rule)
+    assert_within(relation_scores(weights, pairs, rule), expected)
+
+
+def theirs_of_relation_scores(model) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
+    """Every layer's x [V D], W_V [L D H K], W_O [L H K D] and unembedding [V D], from torch's modules."""
+    config, family = model.config, model.config.model_type
+    layers = model.get_submodule(torch_oracle._LAYERS[family])
+    H, D = config.num_attention_heads, config.hidden_size
+    W_V, W_O = [], []
+    for block in layers:
+        if family == "gpt2":
+            values, outputs = block.attn.c_attn.weight[:, 2 * D :], block.attn.c_proj.weight
+        elif family == "gpt_neox":
+            values = block.attention.query_key_value.weight.unflatten(0, (H, 3, -1))[:, 2].flatten(0, 1).T
+            outputs = block.attention.dense.weight.T
+        else:
+            values = block.self_attn.v_proj.weight.T
+            outputs = (block.self_attn.o_proj if family == "llama" else block.self_attn.dense).weight.T
+        outputs = outputs.unflatten(0, (H, -1))
+        values = values.unflatten(1, (-1, outputs.shape[1]))
+        W_V.append(values.repeat_interleave(H // values.shape[1], dim=1))
+        W_O.append(outputs)
+    norm = {"gpt2": "ln_2", "phi": "input_layernorm"}.get(family, "post_attention_layernorm")
+    W_E = model.get_input_embeddings().weight
+    later = layers[0].mlp(getattr(layers[0], norm)(W_E))
+    unembed = model.get_output_embeddings().weight
+    inputs = [x.numpy() for x in (W_E, *[later] * (len(layers) - 1))]
+    return inputs, torch.stack(W_V).numpy(), torch.stack(W_O).numpy(), unembed.numpy()
+
+
+@pytest.mark.parametrize("name", torch_oracle.CONFIGS)
+@torch.no_grad()
+def test_scores_of_every_family(name):
+    ours, theirs = twins(name)
+    pairs = some_relations(ours.config.vocab_size)
+    actual = relation_scores(model_weights(ours), pairs, RULE)
+    assert_within(actual, slow_scores(*theirs_of_relation_scores(theirs), pairs, RULE))
+
+
+def test_one_compilation_serves_all_layers():
+    weights, _ = random_weights(3, 3, L=7, K=3, D=11, V=101)
+    pairs = some_relations(101)
+    sweep._layer_hits.clear_cache()
+    relation_scores(weights, pairs, RULE)
+    assert sweep._layer_hits._cache_size() == 1
+
+
+def test_layers_are_asked_for_one_at_a_time_and_in_order():
+    weights, _ = random_weights(3, 3, L=5, K=3, D=11, V=101)
+    seen = []
+    scores = relation_scores(
+        weights, some_relations(101), RULE, track=lambda layers: (seen.append(0) or layer for layer in layers)
+    )
+    assert len(seen) == scores.plain.shape[1] == 5
+
+
+def shapes_in(jaxpr) -> set[tuple[int, ...]]:
+    """Of everything that a traced function computes, loops and branches included."""
+    shapes = {tuple(v.aval.shape) for e in jaxpr.eqns for v in e.outvars}
+    inner = (shapes_in(sub) for e in jaxpr.eqns for sub in jaxprs_in_params(e.params))
+    return shapes.union(*inner)
+
+
+def test_no_d_model_by_d_model_matrix_is_formed():
+    H, K, D, V, N = 3, 5, 37, 2003, 61
+    targets = np.arange(N, dtype=np.int32)
+    stages = screening_stages(jnp.asarray(normal(0, V, D)), targets)
+    source = jnp.asarray(targets)
+
+    def layer(x, W_V, W_O):
+        return sweep._layer_hits(
+            x, W_V, W_O, stages, source, jnp.zeros(N, jnp.int32), source, n_relations=1, precision="highest"
+        )
+
+    traced = jax.make_jaxpr(layer)(normal(1, N, D), normal(2, D, H, K), normal(3, H, K, D))
+    shapes = shapes_in(traced.jaxpr)
+    assert any(shape.count(D) == 1 for shape in shapes)
+    assert not any(shape.count(D) > 1 for shape in shapes)
+
+
+def test_query_heads_read_their_own_key_value_head():
+    x, W_V = normal(0, 7, 11), normal(1, 11, 2, 3)
+    source = np.array([4, 0, 4, 6])
+    q = head_queries(jnp.asarray(x), jnp.asarray(W_V), 6, jnp.asarray(source))
+    for head in range(6):
+        np.testing.assert_allclose(q[head], x[source] @ W_V[:, head // 3], rtol=1e-5, atol=1e-5)
