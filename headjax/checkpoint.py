@@ -40,8 +40,6 @@ FORMAT_VERSION = 1
 CHUNK_BYTES = 1 << 24
 
 
-
-
 class Group(NamedTuple):
     """Parameters stored together: those of one layer, or all those before or after the layers."""
 

@@ -12,10 +12,9 @@ from jaxtyping import install_import_hook
 # Every signature of ours is checked while the tests run; the packages themselves do not need beartype.
 install_import_hook(["headjax", "kernels"], "beartype.beartype")
 
-from pathlib import Path
-
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import jax.monitoring

@@ -75,7 +75,7 @@ def test_wrong_overrides_are_refused(overrides: dict[str, str], message: str):
         ("x = 1", "must define get_config"),
         ("def get_config(): return {'model': 'gpt2'}", "must return a RunConfig; .* returns dict"),
         (
-            "from experiments.config import RunConfig as R\ndef get_config(): return R(model='m', top_k='10')",
+            "from experiments.config import RunConfig as R\ndef get_config(): return R('m', top_k='10')",
             "'top_k' must be a whole number or none; got '10'",
         ),
     ],
