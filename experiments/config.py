@@ -60,7 +60,7 @@ class RunConfig:
       latex: also write the table of correlations in LaTeX.
       circuits: marks on the heat maps, as `RELATION=SOURCE`, where SOURCE is a published circuit
         (`circuit_reuse`), a file of heads, or a head (`L9H6`); a SOURCE alone marks every panel.
-      heat_maps: relations to draw; empty means the two with the highest score.
+      heat_maps: relations to draw; empty means the two with the highest score, and every curve.
       orientation: "layer_x" (layers along x) or "head_x", of heat maps.
       origin: "lower" or "upper", where the y axis of a figure has its 0.
       out: directory of the results; checkpoint_dir: where converted checkpoints are kept.

@@ -105,11 +105,12 @@ def draw_attention(grids: GridSet, config: RunConfig) -> list[Path]:
 
 
 def draw_curves(config: RunConfig) -> list[Path]:
-    """Of every relation in ablation_curves.csv: accuracy against the number of heads removed."""
+    """Of every relation in ablation_curves.csv, or those asked for: accuracy against heads removed."""
     path = Path(config.out) / "ablation_curves.csv"
     points = defaultdict(list)
     for model, row in read_curves(path) if path.is_file() else ():
-        points[model, row.relation].append(row)
+        if row.relation in config.heat_maps or not config.heat_maps:
+            points[model, row.relation].append(row)
     files = []
     for (model, relation), rows in points.items():
         lines = [list(line) for _, line in groupby(rows, key=lambda row: (row.curve, row.prompts))]

@@ -16,8 +16,8 @@ def get_config() -> RunConfig:
         model="planted",
         analyses=("relation_scores", "dynamic_scores", "head_ablation", "ablation_curves"),
         heat_maps=("country_to_capital", "name_copying"),
-        n_prompts=8,
-        max_heads=8,
+        n_prompts=6,
+        max_heads=6,
         n_random_draws=3,
         out="out/demo",
     )
