@@ -30,7 +30,7 @@ from headjax.sweeps.replacement import find_replacement
 from headjax.sweeps.variants import choose_variant_batch, run_variants
 
 N_PROMPTS, N_TOKENS = 24, 16
-REPEATS = 5
+REPEATS = 3
 TOLERANCE = 1e-4  # absolute, on log-probabilities
 CHECKED = 6  # heads compared with torch
 

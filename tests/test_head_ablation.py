@@ -257,11 +257,11 @@ def find_own(model: Transformer, prompts: PromptBatch, positions: str):
 
 def test_nobody_to_resample_from_is_refused():
     model = informative_model(CONFIGS["gpt2"])
-    with pytest.raises(InputError, match="or another prompt; prompt 0 has none"):
+    with pytest.raises(InputError, match="or another prompt of its relation; prompt 0 has none"):
         head_ablation(model, random_prompts(53, lengths=(5,)), ablation="resample")
     alone = random_prompts(53, lengths=(7, 5, 7))
     find_replacement(model, alone, "resample", positions="last")
-    with pytest.raises(InputError, match="another prompt of the same length; prompt 1 has none"):
+    with pytest.raises(InputError, match="another prompt of its relation and length; prompt 1 has none"):
         head_ablation(model, alone, ablation="resample", positions="all")
     with pytest.raises(InputError, match="must be one of zero, mean, resample; got 'noise'"):
         head_ablation(model, alone, ablation="noise")

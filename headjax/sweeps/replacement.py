@@ -35,8 +35,9 @@ def find_replacement(
     """The heads' replacement outputs, ready to be asked for any of the prompts.
 
     Args:
-      ablation: "zero"; "mean", over these prompts; "resample": the outputs of the prompt's corrupted
-        partner or, where prompts have none, of another of the prompts, drawn by the seed.
+      ablation: "zero"; "mean", over the prompts of the same relation; "resample": the outputs of the
+        prompt's corrupted partner or, where prompts have none, of another prompt of the same relation,
+        drawn by the seed. What is done to a prompt never depends on other relations.
       mean_over: "prompts" gives every position its own mean, positions counted from the end of the
         prompts; "tokens" is one mean over all prompts and positions.
 
@@ -48,26 +49,37 @@ def find_replacement(
             return lambda rows: np.zeros((model.config.n_layers, 1, 1, 1, 1), np.float32)
         case "mean":
             keep = "all" if mean_over == "tokens" else positions
-            mean = _mean_outputs(model, prompts, keep, mean_over, batch_size)
-            return lambda rows: mean
+            means, group = _mean_outputs(model, prompts, keep, mean_over, batch_size)
+            return lambda rows: means[:, group[rows]] if means.shape[1] > 1 else means
         case "resample":
             tokens, mask = _donors(prompts, positions, seed)
             return lambda rows: prefill(model, tokens[rows], mask[rows], keep=positions).z
     raise InputError(f"field 'ablation' must be one of {', '.join(ABLATIONS)}; got {ablation!r}")
 
 
+def _groups(prompts: PromptBatch) -> Int[np.ndarray, "B"]:
+    """Which relation each prompt belongs to, as a number."""
+    relations = [prompt.relation for prompt in prompts.prompts]
+    return np.unique(relations, return_inverse=True)[1]
+
+
 def _mean_outputs(
     model: Transformer, prompts: PromptBatch, keep: str, mean_over: str, batch_size: int
-) -> Float[np.ndarray, "L 1 P H K"]:
+) -> tuple[Float[np.ndarray, "L R P H K"], Int[np.ndarray, "B"]]:
+    """The mean of every relation, and which relation each prompt belongs to."""
+    group = _groups(prompts)
+    member = group[:, None] == np.arange(group.max() + 1)[None]
+    kept = slice(-1, None) if keep == "last" else slice(None)
     total = count = 0.0
     for chunk, rows in enumerate(prompt_chunks(len(prompts.tokens), batch_size)):
         own = chunk * len(rows) + np.arange(len(rows)) < len(prompts.tokens)  # not what it was filled up with
-        weight = (prompts.mask[rows] & own[:, None])[:, slice(-1, None) if keep == "last" else slice(None)]
+        weight = (prompts.mask[rows] & own[:, None])[:, kept, None] & member[rows][:, None]
         sums = _sum_outputs(model, prompts.tokens[rows], prompts.mask[rows], weight, keep=keep)
-        total, count = total + np.asarray(sums, np.float64), count + weight.sum(axis=0)
+        total, count = total + np.asarray(sums, np.float64), count + weight.sum(axis=0).T
     if mean_over == "tokens":
-        total, count = total.sum(axis=1, keepdims=True), count.sum(keepdims=True)
-    return (total / count[:, None, None])[:, None].astype(np.float32)
+        total, count = total.sum(axis=2, keepdims=True), count.sum(axis=1, keepdims=True)
+    # Where none of a relation's prompts reaches so far back, nothing asks for the mean either.
+    return (total / np.maximum(count, 1)[:, :, None, None]).astype(np.float32), group
 
 
 @partial(jax.jit, static_argnames="keep")
@@ -75,12 +87,13 @@ def _sum_outputs(
     model: Transformer,
     tokens: Int[Array, "B S"],
     mask: Bool[Array, "B S"],
-    weight: Bool[Array, "B P"],
+    weight: Bool[Array, "B P R"],
     *,
     keep: str,
-) -> Float[Array, "L P H K"]:
+) -> Float[Array, "L R P H K"]:
     z = prefill(model, tokens, mask, keep=keep).z.astype(jnp.float32)
-    return jnp.where(weight[None, :, :, None, None], z, 0).sum(axis=1)
+    z = jnp.where(weight.any(axis=2)[None, :, :, None, None], z, 0)  # a zero times a NaN would be a NaN
+    return jnp.einsum("lbphk,bpr->lrphk", z, weight.astype(jnp.float32), precision="highest")
 
 
 def _donors(
@@ -89,15 +102,15 @@ def _donors(
     """Tokens and mask of the prompts whose outputs replace each prompt's."""
     if prompts.corrupted is not None:
         return prompts.corrupted, prompts.mask
-    lengths = prompts.mask.sum(axis=1)
-    # At all positions every one of them must meet a token of the donor.
-    group = lengths if positions == "all" else np.zeros_like(lengths)
-    donor = np.arange(len(lengths))
+    group = _groups(prompts)
+    if positions == "all":  # every one of them must meet a token of the donor
+        group = group * (prompts.mask.shape[1] + 1) + prompts.mask.sum(axis=1)
+    donor = np.arange(len(group))
     rng = np.random.default_rng(seed)
     for one in np.unique(group):
         members = np.flatnonzero(group == one)
         if len(members) == 1:
-            same = " of the same length" if positions == "all" else ""
+            same = " of its relation" + (" and length" if positions == "all" else "")
             name = prompts.prompts[members[0]].name
             raise InputError(f"resampling needs corrupted partners or another prompt{same}; {name} has none")
         circle = rng.permutation(members)
