@@ -6,6 +6,7 @@ over "data", so what one device does is the same program as on a single one; the
 Several processes run the same program (`jax.distributed`), each with its own devices of one mesh.
 """
 
+import glob
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -70,20 +71,33 @@ def start_processes(distributed: str | None) -> None:
     """Joins the processes of this program into one; call it before anything touches a device.
 
     `distributed` is "COORDINATOR:PORT,COUNT,ID", or None: then processes find each other on TPU pods and
-    under SLURM, and elsewhere this one is alone. Raises InputError for any other text.
+    under SLURM, and elsewhere this one is alone. Raises InputError for any other text, and where processes
+    that should find each other do not.
     """
     if jax.distributed.is_initialized():
         return
     if distributed is None:
-        on_tpu = find_spec("libtpu") is not None and os.environ.get("JAX_PLATFORMS", "tpu") != "cpu"
-        if on_tpu or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
-            jax.distributed.initialize()
+        if _on_tpu() or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+            try:
+                jax.distributed.initialize()
+            except (ValueError, RuntimeError) as error:
+                raise InputError(
+                    "processes on a TPU or under SLURM must find each other, or field 'distributed' must say "
+                    f"how (localhost:9911,1,0: this one is alone); {error}"
+                ) from error
         return
     address, *numbers = distributed.split(",")
     if ":" not in address or len(numbers) != 2 or not all(number.isdecimal() for number in numbers):
         raise InputError(f"field 'distributed' must be COORDINATOR:PORT,COUNT,ID; got {distributed!r}")
     count, own = map(int, numbers)
     jax.distributed.initialize(address, count, own)
+
+
+def _on_tpu() -> bool:
+    """Whether JAX will use a TPU of this machine: libtpu may be installed without one."""
+    wanted = "tpu" in os.environ.get("JAX_PLATFORMS", "tpu")
+    chips = glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*")
+    return wanted and bool(chips) and find_spec("libtpu") is not None
 
 
 def is_first_process() -> bool:
