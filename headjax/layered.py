@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
 from headjax.checkpoint import read_layer, read_parameters
 from headjax.config import ModelConfig
-from headjax.model import Block, Transformer, build_model, fill, parameter_shapes
+from headjax.model import Block, Transformer, build_model, one_block, parameter_shapes
 from headjax.read_ahead import read_ahead
 
 # read(names, layer): name -> array without the L axis; layer None: of parameters outside the layers.
@@ -47,8 +46,7 @@ def layered_model(config: ModelConfig, read: Read) -> LayeredModel:
 
 def _layers(config: ModelConfig, read: Read, names: list[str]) -> Iterator[Block]:
     for parameters in read_ahead(partial(read, names), range(config.n_layers)):
-        block = nnx.eval_shape(lambda: Block(config, nnx.initializers.zeros, (), nnx.Rngs(0)))
-        block = fill(block, parameters, "blocks.")
+        block = one_block(config, parameters)
         del parameters
         yield block
         del block

@@ -276,8 +276,8 @@ def first_mlp(config: ModelConfig, parameters: Mapping[str, Array]) -> tuple[Nor
     return fill(norm, parameters, "blocks.ln2."), fill(mlp, parameters, "blocks.mlp.")
 
 
-def first_block(config: ModelConfig, parameters: Mapping[str, Array]) -> Block:
-    """The first block alone, from ``blocks.*`` of layer 0."""
+def one_block(config: ModelConfig, parameters: Mapping[str, Array]) -> Block:
+    """A block alone, from ``blocks.*`` of one layer, without the L axis."""
     block = nnx.eval_shape(lambda: Block(config, nnx.initializers.zeros, (), nnx.Rngs(0)))
     return fill(block, parameters, "blocks.")
 

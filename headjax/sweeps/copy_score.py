@@ -28,7 +28,7 @@ from jaxtyping import Bool, Float, Int
 
 from headjax import checkpoint
 from headjax.config import ModelConfig
-from headjax.model import Block, Norm, Transformer, abstract_model, fill, first_block
+from headjax.model import Block, Norm, Transformer, abstract_model, fill, one_block
 
 TOP_K = 5
 HEADS_AT_ONCE = 4  # whose logits of all names are held together
@@ -91,7 +91,7 @@ def checkpoint_weights(directory: Path, config: ModelConfig) -> CopyWeights:
 
     return CopyWeights(
         outer["embed.W_E"],
-        first_block(config, checkpoint.read_layer(directory, 0, dtype=jnp.float32)),
+        one_block(config, checkpoint.read_layer(directory, 0, dtype=jnp.float32)),
         (reader(layer) for layer in range(config.n_layers)),
         Readout(
             fill(abstract.ln_final, outer, "ln_final."),

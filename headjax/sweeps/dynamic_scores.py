@@ -18,6 +18,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from headjax.config import ModelConfig
 from headjax.errors import InputError
 from headjax.model import Transformer
 from headjax.prompts import PromptBatch
@@ -112,25 +113,37 @@ def _prompt_hits(
     model, vocabularies = model_and_vocabularies
     config = model.config
     run = prefill(model, tokens, mask, keep="last")
-    with_context = run.z[:, :, 0]
-    without_context = run.v[:, jnp.arange(len(tokens)), sources]
-    # Query head h reads key/value head h // (H / G).
-    without_context = jnp.repeat(without_context, config.n_heads // config.n_kv_heads, axis=2)
-
-    # Both as pairs of the same heads, so that whatever depends on the weights alone is made once.
-    z = jnp.concatenate([with_context, without_context], axis=1)
+    source_values = run.v[:, jnp.arange(len(tokens)), sources]
     stages = tuple(
         Stage(rows, jnp.tile(slots[:, i], 2), largest) for i, (rows, largest) in enumerate(vocabularies)
     )
 
-    def layer(inputs: tuple[Array, Array]) -> Bool[Array, "H N 2"]:
-        z, W_O = inputs
-        how = config.precision, config.implementation
-        hits = relation_hits(jnp.swapaxes(z, 0, 1), W_O, stages, jnp.tile(top_k, 2), *how)
-        return jnp.stack([hits.plain, hits.suppression], axis=-1)
+    def layer(inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
+        return layer_hits(config, *inputs, stages, top_k)
 
-    hits = jax.lax.map(layer, (z, model.W_O))
-    L, H, B = config.n_layers, config.n_heads, len(tokens)
-    hits = hits.reshape(L, H, 2, B, 2).transpose(3, 0, 1, 2, 4).reshape(B, L, H, 4)
-    finite = jnp.isfinite(z).reshape(L, 2, B, -1).all(axis=(0, 1, 3))
-    return hits, finite & jnp.isfinite(run.residual[-1]).all(axis=(1, 2))
+    hits, finite = jax.lax.map(layer, (run.z[:, :, 0], source_values, model.W_O))
+    finite = finite.all(axis=0) & jnp.isfinite(run.residual[-1]).all(axis=(1, 2))
+    return jnp.moveaxis(hits, 0, 1), finite
+
+
+def layer_hits(
+    config: ModelConfig,
+    z: Float[Array, "B H K"],
+    source_values: Float[Array, "B G K"],
+    W_O: Float[Array, "H K D"],
+    stages: tuple[Stage, ...],
+    top_k: Int[Array, "B"],
+) -> tuple[Bool[Array, "B H 4"], Bool[Array, "B"]]:
+    """Hits of one layer's heads of the kinds in KINDS, and whether the numbers behind them were finite.
+
+    z is that of the last position; the targets in `stages` are those of the prompts, twice.
+    """
+    H, B = config.n_heads, len(z)
+    # Query head h reads key/value head h // (H / G).
+    without_context = jnp.repeat(source_values, H // config.n_kv_heads, axis=1)
+    # Both as pairs of the same heads, so that whatever depends on the weights alone is made once.
+    both = jnp.concatenate([z, without_context])
+    how = config.precision, config.implementation
+    hits = relation_hits(jnp.swapaxes(both, 0, 1), W_O, stages, jnp.tile(top_k, 2), *how)
+    hits = jnp.stack(hits, axis=-1).reshape(H, 2, B, 2).transpose(2, 0, 1, 3).reshape(B, H, 4)
+    return hits, jnp.isfinite(both).reshape(2, B, -1).all(axis=(0, 2))

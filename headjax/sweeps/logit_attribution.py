@@ -56,15 +56,28 @@ def logit_attribution(
 
     Raises InputError for "logit_diff" of prompts without distractors and for logits that are not finite.
     """
-    if metric == "logit_diff" and prompts.distractors is None:
-        raise InputError(f"metric 'logit_diff' needs a distractor; {prompts.prompts[0].name} has none")
+    distractors = asked_distractors(prompts, metric)
     arrays = (prompts.tokens, prompts.mask, prompts.answers)
-    if metric == "logit_diff":
-        arrays += (prompts.distractors,)
-
+    if distractors is not None:
+        arrays += (distractors,)
     parts = map_prompts(_attribute, model, arrays, batch_size, track, "logit attribution", remember)
-    if not np.isfinite(parts.logit).all():
-        name = prompts.prompts[int(np.argmin(np.isfinite(parts.logit)))].name
+    return check_finite(parts, prompts)
+
+
+def asked_distractors(prompts: PromptBatch, metric: str) -> Int[np.ndarray, "B"] | None:
+    """The distractors for "logit_diff". Raises InputError where the prompts have none."""
+    if metric != "logit_diff":
+        return None
+    if prompts.distractors is None:
+        raise InputError(f"metric 'logit_diff' needs a distractor; {prompts.prompts[0].name} has none")
+    return prompts.distractors
+
+
+def check_finite(parts: LogitAttribution, prompts: PromptBatch) -> LogitAttribution:
+    """The parts as they are. Raises InputError for a prompt whose logit is not finite."""
+    finite = np.isfinite(parts.logit)
+    if not finite.all():
+        name = prompts.prompts[int(np.argmin(finite))].name
         raise InputError(f"logits must be finite numbers; {name} gives NaN or infinity")
     return parts
 
@@ -78,46 +91,91 @@ def _attribute(
     distractors: Int[Array, "B"] | None = None,
 ) -> LogitAttribution:
     run = prefill(model, tokens, mask, keep="last")
-    residual = run.residual[:, :, 0].astype(jnp.float32)
+    residual, attention = run.residual[:, :, 0], model.blocks.attn
+    asked = read_out(model, answers, distractors)
+
+    def layer(inputs: tuple[Array, ...]) -> LayerParts:
+        return layer_parts(*inputs, asked.direction, model.config.precision)
+
+    inputs = (run.z[:, :, 0], residual[:-1], residual[1:], attention.W_O[...], attention.b_O[...])
+    parts = jax.tree.map(lambda part: jnp.moveaxis(part, 0, 1), jax.lax.map(layer, inputs))
+    return scale_parts(model, asked, residual[0], parts, residual[-1])
+
+
+class ReadOut(NamedTuple):
+    """What is asked of the logits, of the answer or of the answer minus the distractor.
+
+    Attributes:
+      u, b: the unembedding's row and bias.
+      direction: in which the residual is read, but for the norm's scale.
+    """
+
+    u: Float[Array, "B D"]
+    b: Float[Array, "B"]
+    direction: Float[Array, "B D"]
+
+
+class LayerParts(NamedTuple):
+    """What the heads, b_O and the MLP of a layer (L: of all) add along the direction of a `ReadOut`."""
+
+    heads: Float[Array, "B *L H"]
+    attention_biases: Float[Array, "B *L"]
+    mlps: Float[Array, "B *L"]
+
+
+def read_out(
+    model: Transformer, answers: Int[Array, "B"], distractors: Int[Array, "B"] | None
+) -> ReadOut:
+    """With the d for which ``part . d = N(part) . u`` for any part of the residual, at scale 1: N's transpose.
+
+    ``N(x) = scale * (x - mean x) / deviation`` (no mean for a root-mean-square norm), the deviation being
+    that of the whole residual; subtracting a mean is its own transpose.
+    """
     u = model.unembed_rows[answers].astype(jnp.float32)
     b = model.b_U[answers].astype(jnp.float32)
     if distractors is not None:
         u -= model.unembed_rows[distractors].astype(jnp.float32)
         b -= model.b_U[distractors].astype(jnp.float32)
-
-    direction = _through_final_norm(model, u, residual[-1])
-    precision = model.config.precision
-
-    def layer(inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        z, W_O, b_O = (x.astype(jnp.float32) for x in inputs)
-        read_by_heads = jnp.einsum("hkd,bd->bhk", W_O, direction, precision=precision)
-        return jnp.sum(z * read_by_heads, axis=-1), jnp.matmul(direction, b_O, precision=precision)
-
-    attention = model.blocks.attn
-    heads, attention_biases = jax.lax.map(layer, (run.z[:, :, 0], attention.W_O[...], attention.b_O[...]))
-    written = jnp.sum((residual[1:] - residual[:-1]) * direction[None], axis=-1)
-    norm_bias = model.ln_final.bias[...].astype(jnp.float32)
-    return LogitAttribution(
-        heads=jnp.moveaxis(heads, 0, 1),
-        attention_biases=attention_biases.T,
-        mlps=(written - heads.sum(axis=-1) - attention_biases).T,
-        embedding=jnp.sum(residual[0] * direction, axis=-1),
-        final_bias=jnp.matmul(u, norm_bias, precision=precision) + b,
-        logit=jnp.sum(model.ln_final(residual[-1]) * u, axis=-1) + b,
-    )
-
-
-def _through_final_norm(
-    model: Transformer, u: Float[Array, "B D"], residual: Float[Array, "B D"]
-) -> Float[Array, "B D"]:
-    """The d with ``part . d = N(part) . u`` for any part of the residual: N's transpose, applied to u.
-
-    ``N(x) = scale * (x - mean x) / deviation`` (no mean for a root-mean-square norm), the deviation being
-    that of the whole residual; subtracting a mean is its own transpose.
-    """
     direction = u * model.ln_final.scale[...].astype(jnp.float32)[None]
     if model.config.norm == "layer":
         direction -= direction.mean(axis=-1, keepdims=True)
-        residual -= residual.mean(axis=-1, keepdims=True)
-    power = jnp.mean(residual * residual, axis=-1, keepdims=True)
-    return direction * jax.lax.rsqrt(power + model.config.norm_eps)
+    return ReadOut(u, b, direction)
+
+
+def layer_parts(
+    z: Float[Array, "B H K"],
+    before: Float[Array, "B D"],
+    after: Float[Array, "B D"],
+    W_O: Float[Array, "H K D"],
+    b_O: Float[Array, "D"],
+    direction: Float[Array, "B D"],
+    precision: str,
+) -> LayerParts:
+    """The parts of one layer, from its heads' outputs and the residual before and after it."""
+    z, before, after, W_O, b_O = (values.astype(jnp.float32) for values in (z, before, after, W_O, b_O))
+    heads = jnp.sum(z * jnp.einsum("hkd,bd->bhk", W_O, direction, precision=precision), axis=-1)
+    biases = jnp.matmul(direction, b_O, precision=precision)
+    written = jnp.sum((after - before) * direction, axis=-1)
+    return LayerParts(heads, biases, written - heads.sum(axis=-1) - biases)
+
+
+def scale_parts(
+    model: Transformer,
+    asked: ReadOut,
+    first: Float[Array, "B D"],
+    parts: LayerParts,
+    last: Float[Array, "B D"],
+) -> LogitAttribution:
+    """All parts at the scale that the final norm has for the last residual; `first` entered layer 0."""
+    first, last = first.astype(jnp.float32), last.astype(jnp.float32)
+    centred = last - last.mean(axis=-1, keepdims=True) if model.config.norm == "layer" else last
+    scale = jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1) + model.config.norm_eps)
+    norm_bias = model.ln_final.bias[...].astype(jnp.float32)
+    return LogitAttribution(
+        heads=parts.heads * scale[:, None, None],
+        attention_biases=parts.attention_biases * scale[:, None],
+        mlps=parts.mlps * scale[:, None],
+        embedding=jnp.sum(first * asked.direction, axis=-1) * scale,
+        final_bias=jnp.matmul(asked.u, norm_bias, precision=model.config.precision) + asked.b,
+        logit=jnp.sum(model.ln_final(last) * asked.u, axis=-1) + asked.b,
+    )

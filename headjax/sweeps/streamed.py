@@ -22,13 +22,21 @@ from headjax.edits import apply_edit
 from headjax.errors import InputError
 from headjax.layered import LayeredModel
 from headjax.metrics import next_token_metrics
-from headjax.model import Block, Transformer
+from headjax.model import Block
 from headjax.prompts import PromptBatch
-from headjax.scores import Stage, relation_hits, screening_stages
+from headjax.scores import Stage, screening_stages
 from headjax.sweeps.batches import Track, prompt_chunks, untracked
-from headjax.sweeps.dynamic_scores import DynamicScores, check_sources, share_of_hits
+from headjax.sweeps.dynamic_scores import DynamicScores, check_sources, layer_hits, share_of_hits
 from headjax.sweeps.head_ablation import HeadAblation
-from headjax.sweeps.logit_attribution import LogitAttribution
+from headjax.sweeps.logit_attribution import (
+    LayerParts,
+    LogitAttribution,
+    asked_distractors,
+    check_finite,
+    layer_parts,
+    read_out,
+    scale_parts,
+)
 from headjax.sweeps.replacement import ABLATIONS, find_donors, relation_groups
 from headjax.sweeps.variant_step import Positions
 from headjax.sweeps.variants import ENOUGH_ROWS
@@ -211,17 +219,10 @@ def _head_hits(
     top_k: Int[Array, "B"],
 ) -> tuple[Bool[Array, "B H 4"], Bool[Array, "B"]]:
     """Hits of the kinds in KINDS, and whether the numbers behind them were finite."""
-    config, B = block.config, len(sources)
-    # Query head h reads key/value head h // (H / G).
-    source_values = jnp.repeat(run.v[jnp.arange(B), sources], config.n_heads // config.n_kv_heads, axis=1)
-    z = jnp.concatenate([run.z, source_values])
-    twice = tuple(stage._replace(target=jnp.tile(stage.target, 2)) for stage in stages)
-    W_O = block.attn.W_O[...]
-    how = config.precision, config.implementation
-    hits = relation_hits(jnp.swapaxes(z, 0, 1), W_O, twice, jnp.tile(top_k, 2), *how)
-    hits = jnp.stack(hits, axis=-1).reshape(config.n_heads, 2, B, 2)
-    finite = jnp.isfinite(z).reshape(2, B, -1).all(axis=(0, 2)) & jnp.isfinite(run.after).all(axis=1)
-    return hits.transpose(2, 0, 1, 3).reshape(B, config.n_heads, 4), finite
+    values = run.v[jnp.arange(len(sources)), sources]
+    stages = tuple(stage._replace(target=jnp.tile(stage.target, 2)) for stage in stages)
+    hits, finite = layer_hits(block.config, run.z, values, block.attn.W_O[...], stages, top_k)
+    return hits, finite & jnp.isfinite(run.after).all(axis=1)
 
 
 # --- direct logit attribution -------------------------------------------------------------------------
@@ -242,85 +243,36 @@ def logit_attribution(
 
     Raises InputError for "logit_diff" of prompts without distractors and for logits that are not finite.
     """
-    if metric == "logit_diff" and prompts.distractors is None:
-        raise InputError(f"metric 'logit_diff' needs a distractor; {prompts.prompts[0].name} has none")
+    distractors = asked_distractors(prompts, metric)
     chunks = prompt_chunks(len(prompts.tokens), batch_size)
     runs = [(prompts.tokens[rows], prompts.mask[rows]) for rows in chunks]
-    distractors = prompts.distractors if metric == "logit_diff" else None
     asked = [
-        _directions(model.outer, prompts.answers[rows], None if distractors is None else distractors[rows])
+        _read_out(model.outer, prompts.answers[rows], None if distractors is None else distractors[rows])
         for rows in chunks
     ]
-    parts, embedding, last = [], [], []
+    parts, first, last = [], [], []
     for layer, block, clean in visit_layers(model, runs, track, "streamed logit attribution"):
         of_layer, last = [], []
-        for (_, _, direction), run in zip(asked, clean, strict=True):
+        for one, run in zip(asked, clean, strict=True):
             if layer == 0:
-                embedding.append(jnp.sum(run.before.astype(jnp.float32) * direction, axis=-1))
-            of_layer.append(_layer_parts(block, run, direction))
+                first.append(run.before)
+            of_layer.append(_layer_parts(block, run, one.direction))
             last.append(run.after)
         parts.append(of_layer)
         del block, clean, run
     columns = []
-    for i, (u, b, _) in enumerate(asked):
+    for i, one in enumerate(asked):
         of_layers = jax.tree.map(lambda *each: jnp.stack(each, axis=1), *(layer[i] for layer in parts))
-        columns.append(jax.device_get(_scale_parts(model.outer, last[i], u, b, embedding[i], of_layers)))
+        columns.append(jax.device_get(_scale_parts(model.outer, one, first[i], of_layers, last[i])))
     result = jax.tree.map(lambda *each: np.concatenate(each)[: len(prompts.tokens)], *columns)
-    if not np.isfinite(result.logit).all():
-        name = prompts.prompts[int(np.argmin(np.isfinite(result.logit)))].name
-        raise InputError(f"logits must be finite numbers; {name} gives NaN or infinity")
-    return result
+    return check_finite(result, prompts)
+
+
+_read_out, _scale_parts = jax.jit(read_out), jax.jit(scale_parts)
 
 
 @jax.jit
-def _directions(
-    outer: Transformer, answers: Int[Array, "B"], distractors: Int[Array, "B"] | None
-) -> tuple[Float[Array, "B D"], Float[Array, "B"], Float[Array, "B D"]]:
-    """The unembedding's row and bias that are asked for, and the row read through the unscaled norm."""
-    u = outer.unembed_rows[answers].astype(jnp.float32)
-    b = outer.b_U[answers].astype(jnp.float32)
-    if distractors is not None:
-        u -= outer.unembed_rows[distractors].astype(jnp.float32)
-        b -= outer.b_U[distractors].astype(jnp.float32)
-    direction = u * outer.ln_final.scale[...].astype(jnp.float32)[None]
-    if outer.config.norm == "layer":  # subtracting a mean is its own transpose
-        direction -= direction.mean(axis=-1, keepdims=True)
-    return u, b, direction
-
-
-@jax.jit
-def _layer_parts(
-    block: Block, run: CleanLayer, direction: Float[Array, "B D"]
-) -> tuple[Float[Array, "B H"], Float[Array, "B"], Float[Array, "B"]]:
-    """What the heads, b_O and the MLP of a layer add along the direction."""
-    run = jax.tree.map(lambda values: values.astype(jnp.float32), run)
-    W_O, b_O = (part[...].astype(jnp.float32) for part in (block.attn.W_O, block.attn.b_O))
-    precision = block.config.precision
-    heads = jnp.sum(run.z * jnp.einsum("hkd,bd->bhk", W_O, direction, precision=precision), axis=-1)
-    biases = jnp.matmul(direction, b_O, precision=precision)
-    written = jnp.sum((run.after - run.before) * direction, axis=-1)
-    return heads, biases, written - heads.sum(axis=-1) - biases
-
-
-@jax.jit
-def _scale_parts(
-    outer: Transformer,
-    last: Float[Array, "B D"],
-    u: Float[Array, "B D"],
-    b: Float[Array, "B"],
-    embedding: Float[Array, "B"],
-    of_layers: tuple[Float[Array, "B L H"], Float[Array, "B L"], Float[Array, "B L"]],
-) -> LogitAttribution:
-    last = last.astype(jnp.float32)
-    centred = last - last.mean(axis=-1, keepdims=True) if outer.config.norm == "layer" else last
-    scale = jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1) + outer.config.norm_eps)
-    heads, biases, mlps = of_layers
-    bias = outer.ln_final.bias[...].astype(jnp.float32)
-    return LogitAttribution(
-        heads=heads * scale[:, None, None],
-        attention_biases=biases * scale[:, None],
-        mlps=mlps * scale[:, None],
-        embedding=embedding * scale,
-        final_bias=jnp.matmul(u, bias, precision=outer.config.precision) + b,
-        logit=jnp.sum(outer.ln_final(last) * u, axis=-1) + b,
-    )
+def _layer_parts(block: Block, run: CleanLayer, direction: Float[Array, "B D"]) -> LayerParts:
+    attention = block.attn
+    weights = attention.W_O[...], attention.b_O[...]
+    return layer_parts(run.z, run.before, run.after, *weights, direction, block.config.precision)
