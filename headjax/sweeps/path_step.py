@@ -219,7 +219,8 @@ def _final_layer(
         )
     if P == 1:
         q, k, v = (part.reshape(M, B, *part.shape[2:]) for part in (q, k, v))
-        z = variant_decode(q, *cache, k, v, valid=clean.valid, precision=model.config.precision)
+        how = {"precision": model.config.precision, "implementation": model.config.implementation}
+        z = variant_decode(q, *cache, k, v, valid=clean.valid, **how)
         z = z.reshape(M * B, 1, *z.shape[2:])
     else:
         z = block.attn.attend(q[:, queries], k, v, jnp.tile(clean.valid, (M, 1)))
