@@ -78,11 +78,8 @@ def find_machine(config: RunConfig) -> Machine:
 
 def find_subject(name: str, run: RunConfig) -> tuple[Subject, dict[str, int]] | None:
     """The model as a run would see it, and each parameter's bytes a number on disk; None: not here."""
-    relations_dir, planted_at = run.relations_dir, None
-    if name == PLANTED:  # small and made without a device
-        name = planted_at = planted.build(Path(run.checkpoint_dir) / PLANTED, run.seed)
-        relations_dir = relations_dir or str(planted_at / "relations")
-    name = trained.MODELS.get(name, name)
+    # The demonstration checkpoint is small, and made without a device.
+    name, relations_dir, planted_at = find_named(name, run, once=lambda build: build())
     directory = zoo.find_local(name)
     if directory is None:
         return None
@@ -103,7 +100,11 @@ def find_subject(name: str, run: RunConfig) -> tuple[Subject, dict[str, int]] | 
 
 
 def plan_model(subject: Subject, itemsizes: dict[str, int], machine: Machine) -> list[Row]:
-    """A row an analysis, in the order in which they run: the first forward pass loads the model."""
+    """A row an analysis, in the order in which they run: the first forward pass loads the model.
+
+    Where the model is streamed each forward pass reads it, two layers of it are there at a time, and the
+    programs that are compiled are others than those that are planned for: none are counted.
+    """
     c = subject.config
     whole = parameter_bytes(c, jnp.dtype(subject.run.dtype).itemsize, machine.model_parts)
     on_disk = {name: math.prod(shape) * itemsizes[name] for name, shape in parameter_shapes(c).items()}
@@ -112,16 +113,28 @@ def plan_model(subject: Subject, itemsizes: dict[str, int], machine: Machine) ->
         read = 0.0
         if analysis == "relation_scores":
             read = static_bytes(subject, on_disk)
+        elif subject.run.stream:
+            resident, read = streamed_bytes(subject), sum(on_disk.values())
         elif not resident:
             resident, read = whole, sum(on_disk.values())
         cost = COSTS[analysis](subject, machine) if analysis in COSTS else None
-        if cost is not None:
+        if cost is not None and subject.run.stream and analysis != "relation_scores":
+            cost = cost._replace(programs=frozenset())
+        elif cost is not None:
             if analysis != "relation_scores":
                 cost = cost._replace(programs=cost.programs | {("_insert",)})
             cost = cost._replace(programs=cost.programs - known)
             known |= cost.programs
         rows.append(Row(analysis, resident, cost, read))
     return rows
+
+
+def streamed_bytes(subject: Subject) -> float:
+    """Parameters that are there while a model is streamed: two layers, and all that is outside of layers."""
+    c, itemsize = subject.config, jnp.dtype(subject.run.dtype).itemsize
+    sizes = {name: itemsize * math.prod(shape) for name, shape in parameter_shapes(c).items()}
+    of_layers = sum(n_bytes for name, n_bytes in sizes.items() if name.startswith("blocks."))
+    return sum(sizes.values()) - of_layers + 2 * of_layers / c.n_layers
 
 
 def static_bytes(subject: Subject, on_disk: dict[str, int]) -> float:
@@ -159,10 +172,14 @@ def refuse(subject: Subject, itemsizes: dict[str, int], machine: Machine, rows: 
         if fits(replace(run, batch_size=batch_size), machine):
             helps.append(f"batch_size={batch_size}")
             break
-    others = {"variant_batch": 1, "dtype": "bfloat16", "analyses": ("relation_scores",)}
+    others = {"variant_batch": 1, "dtype": "bfloat16", "stream": True, "analyses": ("relation_scores",)}
     for field, value in others.items():
-        if getattr(run, field) != value and fits(replace(run, **{field: value}), machine):
-            helps.append(f"{field}={value if isinstance(value, str | int) else ','.join(value)}")
+        if getattr(run, field) == value:
+            continue
+        with contextlib.suppress(InputError):  # not every run can be streamed
+            if fits(replace(run, **{field: value}), machine):
+                shown = ",".join(value) if isinstance(value, tuple) else str(value)
+                helps.append(f"{field}={shown.lower()}")
     helps.append(f"devices of {needed(worst) / GIB:.1f} GiB")
     return [
         f"{subject.display_name}: {worst.analysis} must fit a device of {machine.memory / GIB:.1f} GiB; it "
@@ -195,7 +212,7 @@ def describe_model(subject: Subject, itemsizes: dict[str, int], machine: Machine
     n = sum(math.prod(shape) for _, shape in parameter_shapes(c).items())
     stored = sum(math.prod(shape) * itemsizes[name] for name, shape in parameter_shapes(c).items())
     text = f"{subject.display_name}: {c.n_layers} layers of {c.n_heads} heads, {n:,} parameters"
-    if is_converted(subject.directory):
+    if is_converted(subject.directory) or reads_source(subject.run):
         return text
     return f"{text}; converting it, once, reads and writes {size(stored).strip()}"
 
@@ -219,7 +236,7 @@ def table(rows: list[Row], machine: Machine) -> str:
         seconds = row.cost.flops / (machine.rate * machine.n_devices) if machine.rate else None
         lines.append(
             f"{start} {size(row.cost.activations)} {row.cost.variants or '-':>8} "
-            f"{row.cost.flops / 1e12:9.4g} {size(row.read)} {len(row.cost.programs):8} "
+            f"{row.cost.flops / 1e12:9.4g} {size(row.read)} {len(row.cost.programs) or '-':>8} "
             f"{'-' if seconds is None else f'{seconds:.3g} s':>10}"
         )
     total = sum(row.cost.flops for row in rows if row.cost)

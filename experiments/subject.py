@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 import checkpoints_convert
-from checkpoints_convert.engine import Source, open_source
+from checkpoints_convert.engine import open_source
 from checkpoints_convert.stream import layered_source, relation_weights, source_provenance
 from experiments import planted, trained
 from experiments.config import RunConfig
@@ -171,34 +171,41 @@ class Subject:
         return batch_prompts(self.tokenizer, prompts, self.config, self.run.bos)
 
 
-def streamed_source(name: str | Path, run: RunConfig) -> Source | None:
-    """The open Hugging Face directory, where this run reads it as it goes; None where it converts first.
+def reads_source(run: RunConfig) -> bool:
+    """Whether a run reads a Hugging Face directory as it goes, without converting it first.
 
     A conversion is for models that are loaded whole. Relation scores never do that, other sweeps not if the
     config says `stream`.
     """
-    streamed = run.stream or set(run.analyses) <= {"relation_scores"}
-    directory = zoo.find_source(name).directory
-    return open_source(directory) if streamed and not is_converted(directory) else None
+    return run.stream or set(run.analyses) <= {"relation_scores"}
+
+
+def find_named(
+    name: str, run: RunConfig, once: Callable[[Callable[[], Path]], Path] = one_by_one
+) -> tuple[str | Path, str | None, Path | None]:
+    """A model's name or directory, the directory of relations, and that of the record of planted heads.
+
+    `once` is how something is built that several processes need.
+    """
+    if name == PLANTED:
+        planted_at = once(partial(planted.build, Path(run.checkpoint_dir) / PLANTED, run.seed))
+        return planted_at, run.relations_dir or str(planted_at / "relations"), planted_at
+    return trained.MODELS.get(name, name), run.relations_dir, None
 
 
 def load_subject(name: str, run: RunConfig) -> Subject:
     """Finds and, if need be, builds or converts a model, and tokenises the relations for it."""
-    relations_dir, planted_at = run.relations_dir, None
-    if name == PLANTED:
-        name = planted_at = one_by_one(partial(planted.build, Path(run.checkpoint_dir) / PLANTED, run.seed))
-        relations_dir = relations_dir or str(planted_at / "relations")
-    name = trained.MODELS.get(name, name)
-    source, dtype = streamed_source(name, run), jnp.dtype(run.dtype)
-    if source is None:
+    name, relations_dir, planted_at = find_named(name, run)
+    dtype, found = jnp.dtype(run.dtype), zoo.find_source(name)
+    if is_converted(found.directory) or not reads_source(run):
         directory = one_by_one(partial(checkpoints_convert.ensure, name, run.checkpoint_dir))
         provenance = read_provenance(directory)
         config = replace(read_config(directory), precision=run.precision, implementation=run.implementation)
         weights = partial(checkpoint_weights, directory, config)
         layered = partial(layered_checkpoint, directory, config, dtype)
     else:
-        directory = source.directory
-        provenance = source_provenance(zoo.find_source(name), source)
+        directory, source = found.directory, open_source(found.directory)
+        provenance = source_provenance(found, source)
         config = replace(source.config, precision=run.precision, implementation=run.implementation)
         weights = partial(relation_weights, source, config)
         layered = partial(layered_source, source, config, dtype)
