@@ -173,8 +173,8 @@ def bench_stream() -> None:
     print(f"first layer {measured['first']:.1f} s, with embeddings, first MLP and compilation")
     each = statistics.median(measured["layers"])
     print(
-        f"{each:.2f} s a layer after that, median of {len(measured['layers'])}; "
-        f"{each * rate / 1e12:.2f} TFLOP at the {rate / 1e9:.0f} GFLOP/s of a 4096 x 4096 product"
+        f"{each:.2f} s a layer after that, median of {len(measured['layers'])}; a 4096 x 4096 product, at "
+        f"{rate / 1e9:.0f} GFLOP/s, would do {each * rate / 1e12:.2f} TFLOP in that time"
     )
     # What other work on the machine changes least: the processors' own time, of which two give two a second.
     print(f"{statistics.median(measured['worked']):.1f} processor seconds a layer")

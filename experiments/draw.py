@@ -26,13 +26,8 @@ from headjax.files import safe_name
 from headjax.grid import SUPPRESSION, GridSet, HeadGrid, load_npz
 from headjax.sweeps.path_patching import PERCENT
 
-SIGNED = (
-    "logit_attribution",
-    "ablation_",
-    "gradient_",
-    "path_",
-    "circuit_",
-)  # beginnings of the kinds that have either sign
+# Beginnings of the kinds that have either sign.
+SIGNED = ("logit_attribution", "ablation_", "gradient_", "path_", "circuit_")
 
 
 def draw_figures(grids: GridSet, config: RunConfig) -> list[Path]:

@@ -347,12 +347,8 @@ def _mark_key(panel: Panel, room: float) -> "_Key | None":
 
 # ------------------------------------------------------------------------------------- circuit overlap
 
-OVERLAP_COLORS = (
-    "0.92",
-    "tab:purple",
-    "tab:blue",
-    "tab:orange",
-)  # of no circuit, both, the first, the second
+# Of heads of no circuit, both, the first, the second.
+OVERLAP_COLORS = ("0.92", "tab:purple", "tab:blue", "tab:orange")
 
 
 def circuit_overlap_map(

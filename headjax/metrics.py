@@ -75,9 +75,8 @@ def next_token_metrics(
             check_vma=False,
         )
     bias = model.b_U.astype(jnp.float32)
-    own, top, total = walk(
-        jnp.arange(n_parts), model.unembed_rows, bias, rows, tokens.T
-    )  # each [n_parts rows ..]
+    parts = jnp.arange(n_parts)
+    own, top, total = walk(parts, model.unembed_rows, bias, rows, tokens.T)  # each [n_parts rows ..]
     greatest = top.max(axis=0)
     log_total = greatest + jnp.log(jnp.sum(total * jnp.exp(top - greatest[None]), axis=0))
     own = own.sum(axis=0)
