@@ -65,7 +65,7 @@ def one_run_in(out: Path) -> Iterator[None]:
         raise InputError(f"{out} must be one run's alone; {found}") from error
     try:
         for file in (*out.glob(".*.tmp"), *out.glob("figures/.*.tmp")):
-            if re.fullmatch(r"\..+\.\d+\.tmp", file.name):  # as headjax/files.py names them
+            if re.fullmatch(r"\..+\.\d+\.tmp", file.name):  # as headjax/io.py names them
                 file.unlink(missing_ok=True)
         yield
     finally:

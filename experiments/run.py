@@ -37,7 +37,7 @@ from experiments.units import Units
 from experiments.weight_analyses import salient_operations
 from headjax.circuits import check_fits, find_circuit
 from headjax.errors import InputError, run_main
-from headjax.files import atomic_write
+from headjax.io import atomic_write
 from headjax.grid import GridSet, save_csv, save_npz
 from headjax.mesh import check_alike, is_first_process, start_processes
 from headjax.scores import is_fused

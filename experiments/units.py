@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from headjax.errors import InputError
-from headjax.files import atomic_write
+from headjax.io import atomic_write
 from headjax.mesh import check_alike, is_first_process
 from headjax.sweeps.batches import Remember
 

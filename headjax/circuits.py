@@ -12,7 +12,7 @@ from pathlib import Path
 
 from headjax.axes import Head
 from headjax.errors import InputError
-from headjax.files import atomic_write
+from headjax.io import atomic_write
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 import scipy.stats  # JAX itself needs scipy, so it is always there
 from jaxtyping import Float
 
-from headjax.files import atomic_write
+from headjax.io import atomic_write
 from headjax.grid import SUPPRESSION, GridSet
 
 

@@ -1,7 +1,28 @@
 """The one error class for input a user can mend, and how a command line shows it."""
 
+import reprlib
 import sys
 from collections.abc import Callable
+
+MAX_SHOWN = 200
+
+_repr = reprlib.Repr()
+_repr.maxstring = _repr.maxother = _repr.maxlong = MAX_SHOWN
+_repr.maxlist = _repr.maxtuple = _repr.maxdict = _repr.maxset = _repr.maxarray = 12
+
+
+def shown(value: object) -> str:
+    """A value as an error message echoes it: one printable line of at most MAX_SHOWN characters.
+
+    Text of an exception, or that is passed as an exception, is shown as it is; anything else by its repr.
+    """
+    try:
+        text = str(value) if isinstance(value, BaseException) else _repr.repr(value)
+    except Exception:  # a repr that fails, or an integer too long to write out
+        text = f"a {type(value).__name__}"
+    text = " ".join(text.encode("utf-8", "backslashreplace").decode().split())
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 4]} ..."
 
 
 class InputError(ValueError):

@@ -31,7 +31,7 @@ from matplotlib.ticker import MaxNLocator
 from headjax.axes import Head
 from headjax.circuits import Circuit, check_fits
 from headjax.errors import InputError
-from headjax.files import atomic_write
+from headjax.io import atomic_write
 from headjax.grid import SUPPRESSION, GridSet, HeadGrid, category_count_name, category_counts, head_categories
 from headjax.universality import CategoryShare, GroupSimilarity, RelationCount
 

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 
 from headjax.axes import Head
 from headjax.errors import InputError
-from headjax.files import atomic_write
+from headjax.io import atomic_write
 
 CSV_COLUMNS = (
     *("model", "relation", "category", "kind", "layer", "head", "score", "n_pairs"),

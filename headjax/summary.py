@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from headjax.files import atomic_write
+from headjax.io import atomic_write
 from headjax.grid import GridSet, HeadGrid, category_count_name, category_counts, head_categories
 from headjax.sweeps.path_patching import PERCENT
 

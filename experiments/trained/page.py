@@ -16,7 +16,7 @@ from experiments.trained.agreement import Row, agreement_rows
 from experiments.trained.page_text import LABELS, SHOWN, write_text
 from headjax import figures
 from headjax.errors import InputError, run_main
-from headjax.files import atomic_write
+from headjax.io import atomic_write
 from headjax.grid import load_npz
 
 PAGE = Path("docs/trained_model.md")

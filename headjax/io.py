@@ -1,0 +1,102 @@
+"""Files: JSON is read in one way, with every fault named; results are written whole or not at all."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from headjax.errors import InputError, shown
+
+# No file of ours or of a checkpoint comes near it, a tokenizer.json of 256,000 tokens has 35 MB.
+MAX_JSON_BYTES = 200_000_000
+
+
+def read_json(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
+    """A file that must hold one JSON object. Raises InputError naming the file for anything else."""
+    return json_object(parse_json(read_bytes(path, max_bytes), str(path)), str(path))
+
+
+def read_bytes(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """A whole file. Raises InputError where it cannot be read, or is too large to be what it should be."""
+    try:
+        with open(path, "rb") as file:
+            content = file.read(max_bytes + 1)
+    except (OSError, ValueError) as error:  # ValueError: a name with a null character
+        raise InputError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if len(content) > max_bytes:
+        raise InputError(f"{path}: must have at most {max_bytes:,} bytes; it has more")
+    return content
+
+
+def parse_json(content: bytes | str, name: str) -> Any:
+    """The value that a JSON text stands for; `name` is what an error calls the text.
+
+    Stricter than `json.loads`, because what it lets pass becomes a wrong number or a traceback later on.
+    Raises InputError for text that is not UTF-8 (a byte order mark may come first), not JSON, nested too
+    deep or with numbers too long to read, for an object that names a field twice, for NaN and infinities,
+    and for half of a surrogate pair, which no file can hold.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(fields := dict(pairs)) < len(pairs):
+            doubled = [field for field, count in Counter(field for field, _ in pairs).items() if count > 1]
+            raise InputError(f"{name}: an object names each field once; twice: {shown(', '.join(doubled))}")
+        return fields
+
+    def refuse(constant: str) -> None:
+        raise InputError(f"{name}: JSON numbers are finite; got {constant}")
+
+    try:
+        text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
+        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        # An escape such as \ud800 is the only way in for half of a surrogate pair.
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: must be UTF-8 text; byte {error.start} is not") from error
+    except UnicodeEncodeError as error:
+        raise InputError(f"{name}: must hold whole characters; it holds half of a surrogate pair") from error
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else shown(error)
+        raise InputError(f"{name}: not valid JSON: {reason}") from error
+    return value
+
+
+def json_object(value: Any, name: str) -> dict[str, Any]:
+    """The value itself, which must be a JSON object."""
+    if not isinstance(value, dict):
+        raise InputError(f"{name}: must hold a JSON object; got {shown(value)}")
+    return value
+
+
+@contextmanager
+def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
+    """Opens a file that takes its name only when its last byte is written (mode "w" or "wb").
+
+    The bytes go to a temporary file in the same directory, which is renamed on success and removed on
+    any failure, so a reader sees the old file or the new one and a killed run leaves no half of it.
+    Missing directories are made. Raises InputError where the system refuses: full disk, no permission.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, mode, **text) as file:
+                yield file
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{path} must be writable; {error.strerror or error}") from error
+
+
+def safe_name(*words: str) -> str:
+    """Words joined into a file's name."""
+    return "_".join("".join(c if c.isalnum() or c in "._-" else "_" for c in word) for word in words)
