@@ -16,8 +16,8 @@ from headjax.axes import Head
 from headjax.circuit_discovery import Discovery, FoundHead, found_circuit, overlap
 from headjax.circuit_prediction import ALL_ROLES, Prediction, predictions
 from headjax.circuits import CIRCUITS, Circuit, find_circuit, write_circuit
-from headjax.io import atomic_write, safe_name
 from headjax.grid import GridSet
+from headjax.io import atomic_write, safe_name
 
 # The relation on whose panel a task's circuit is marked, where the task is not a relation itself.
 RELATION_OF_TASK = {"ioi": "name_copying", "colored_objects": "copying"}

@@ -121,7 +121,7 @@ def replacement(c: ModelConfig, prompts: Prompts, ablation: str, positions: str,
 def variants(
     c: ModelConfig,
     prompts: Prompts,
-    start: Int[np.ndarray, "M"],
+    start: Int[np.ndarray, " M"],
     size: int,
     positions: str,
     itemsize: int,

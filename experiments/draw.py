@@ -22,8 +22,8 @@ from headjax.circuit_prediction import predictions
 from headjax.circuits import Circuit
 from headjax.curve_tables import CurveRow
 from headjax.errors import InputError, run_main
-from headjax.io import safe_name
 from headjax.grid import SUPPRESSION, GridSet, HeadGrid, load_npz
+from headjax.io import safe_name
 from headjax.sweeps.path_patching import PERCENT
 
 # Beginnings of the kinds that have either sign.

@@ -4,23 +4,22 @@ Reads config.json or headjax.json, the tokenizer and the prompts; no weights, an
 each analysis costs is in run_costs.py; here it is laid out and held against the devices' memory.
 """
 
+import contextlib
 import math
 import os
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 import jax.numpy as jnp
 
 from checkpoints_convert.engine import read_source_config
 from checkpoints_convert.reader import read_json
-from experiments import planted, trained
 from experiments.config import RunConfig
 from experiments.costs import Cost
 from experiments.measure import host_rate
 from experiments.run_costs import COSTS, Machine, parameter_bytes
-from experiments.subject import PLANTED, Subject, open_subject
+from experiments.subject import Subject, find_named, open_subject, reads_source
 from headjax import zoo
 from headjax.checkpoint import is_converted, read_config, stored_dtypes
 from headjax.errors import InputError

@@ -20,9 +20,9 @@ class Pairs(NamedTuple):
 
     embedded: Float[np.ndarray, "N D"]  # to layer 0
     mapped: Float[np.ndarray, "N D"]  # to later layers
-    targets: Int[np.ndarray, "N"]
-    top_k: Int[np.ndarray, "N"]
-    relation: Int[np.ndarray, "N"]
+    targets: Int[np.ndarray, " N"]
+    top_k: Int[np.ndarray, " N"]
+    relation: Int[np.ndarray, " N"]
     W_E: Float[np.ndarray, "V D"]
 
 
@@ -61,8 +61,8 @@ def count_hits(
     pairs: Pairs,
     out: Float[np.ndarray, "N K"],
     head: HeadWeights,
-    some: Int[np.ndarray, "n"],
-    words: Int[np.ndarray, "T"],
+    some: Int[np.ndarray, " n"],
+    words: Int[np.ndarray, " T"],
 ) -> Bool[np.ndarray, "n 2"]:
     """Whether fewer than top_k of the words are above, and below, the target; for some of the pairs."""
     logits = out[some] @ (pairs.W_E[words] @ head.W_O.T.astype(np.float32)).T

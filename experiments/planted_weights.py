@@ -72,7 +72,7 @@ class HeadWeights(NamedTuple):
     W_K: Float[np.ndarray, "D K"]
     W_V: Float[np.ndarray, "D K"]
     W_O: Float[np.ndarray, "K D"]
-    b_Q: Float[np.ndarray, "K"]
+    b_Q: Float[np.ndarray, " K"]
 
 
 def width(part: slice) -> int:

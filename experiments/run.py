@@ -37,8 +37,8 @@ from experiments.units import Units
 from experiments.weight_analyses import salient_operations
 from headjax.circuits import check_fits, find_circuit
 from headjax.errors import InputError, run_main
-from headjax.io import atomic_write
 from headjax.grid import GridSet, save_csv, save_npz
+from headjax.io import atomic_write
 from headjax.mesh import check_alike, is_first_process, start_processes
 from headjax.scores import is_fused
 from headjax.summary import SummaryRow, skipped_row

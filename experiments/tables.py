@@ -9,8 +9,8 @@ from experiments.config import RunConfig
 from headjax.correlations import correlation_latex, correlation_table, correlations, save_correlations
 from headjax.curve_tables import CurveRow, curve_rows, summary_row
 from headjax.curve_tables import SummaryRow as CurveSummary
-from headjax.io import atomic_write
 from headjax.grid import GridSet
+from headjax.io import atomic_write
 from headjax.summary import SummaryRow, category_rows, save_summary, score_rows, summary_table
 from headjax.sweeps.ablation_curves import RelationCurves
 from headjax.sweeps.gradient_attribution import agreement

@@ -9,8 +9,8 @@ from pathlib import Path
 from experiments.compare import Comparison, compare
 from experiments.config import RunConfig
 from experiments.tables import read_curves
-from headjax.io import atomic_write
 from headjax.grid import GridSet
+from headjax.io import atomic_write
 from headjax.universality import (
     CategoryShare,
     GroupSimilarity,

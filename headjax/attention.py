@@ -12,7 +12,7 @@ from headjax.edits import HeadEdit
 from kernels.head_attention import head_attention
 
 
-def rotary_frequencies(rotary: Rotary) -> Float[np.ndarray, "half"]:
+def rotary_frequencies(rotary: Rotary) -> Float[np.ndarray, " half"]:
     """Angle per position of each rotated pair, in radians; float32 as every published model uses it."""
     exponents = np.arange(0, rotary.dim, 2, dtype=np.float32) / np.float32(rotary.dim)
     frequencies = 1 / np.float32(rotary.theta) ** exponents

@@ -15,8 +15,8 @@ import numpy as np
 import scipy.stats  # JAX itself needs scipy, so it is always there
 from jaxtyping import Float
 
-from headjax.io import atomic_write
 from headjax.grid import SUPPRESSION, GridSet
+from headjax.io import atomic_write
 
 
 class Correlation(NamedTuple):

@@ -24,8 +24,8 @@ class HeadEdit(NamedTuple):
     is something else: W_O mixes all heads into every coordinate.
     """
 
-    gain: Float[Array, "L #B #S H"]
-    replacement: Float[Array, "L #B #S #H #K"]
+    gain: Float[Array, " L #B #S H"]
+    replacement: Float[Array, " L #B #S #H #K"]
 
     @classmethod
     def ablate(
@@ -35,7 +35,7 @@ class HeadEdit(NamedTuple):
         *,
         n_positions: int,
         positions: Literal["all", "last"] = "all",
-        replacement: Float[Array, "L #B #S #H #K"] | None = None,
+        replacement: Float[Array, " L #B #S #H #K"] | None = None,
         dtype: DTypeLike = jnp.float32,
     ) -> "HeadEdit":
         """Replaces the heads' outputs (by zeros unless a replacement is given), all others untouched.

@@ -31,8 +31,8 @@ from matplotlib.ticker import MaxNLocator
 from headjax.axes import Head
 from headjax.circuits import Circuit, check_fits
 from headjax.errors import InputError
-from headjax.io import atomic_write
 from headjax.grid import SUPPRESSION, GridSet, HeadGrid, category_count_name, category_counts, head_categories
+from headjax.io import atomic_write
 from headjax.universality import CategoryShare, GroupSimilarity, RelationCount
 
 HEAT_AXES = {"layer_x": ("Layer", "Head"), "head_x": ("Head", "Layer")}  # orientation -> names of x and y
@@ -416,10 +416,10 @@ class Curve(NamedTuple):
     """A line: its name, numbers of heads, the value at each, and the limits of its band if it has one."""
 
     label: str
-    n_heads: Int[Array | np.ndarray, "M"]
-    values: Float[Array | np.ndarray, "M"]
-    low: Float[Array | np.ndarray, "M"] | None = None
-    high: Float[Array | np.ndarray, "M"] | None = None
+    n_heads: Int[Array | np.ndarray, " M"]
+    values: Float[Array | np.ndarray, " M"]
+    low: Float[Array | np.ndarray, " M"] | None = None
+    high: Float[Array | np.ndarray, " M"] | None = None
 
 
 def ablation_curves_figure(
@@ -488,17 +488,17 @@ class Line(NamedTuple):
     """Points, joined unless `style` (matplotlib's) says otherwise. Without a label it has no legend entry."""
 
     label: str
-    x: Float[Array | np.ndarray, "M"]
-    y: Float[Array | np.ndarray, "M"]
+    x: Float[Array | np.ndarray, " M"]
+    y: Float[Array | np.ndarray, " M"]
     style: Mapping[str, object]
 
 
 class Points(NamedTuple):
     """Published numbers, ours, and whether each pair agrees."""
 
-    published: Float[np.ndarray, "M"]
-    ours: Float[np.ndarray, "M"]
-    agrees: Bool[np.ndarray, "M"]
+    published: Float[np.ndarray, " M"]
+    ours: Float[np.ndarray, " M"]
+    agrees: Bool[np.ndarray, " M"]
 
 
 LINE_COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", *MORE_COLORS)

@@ -47,8 +47,8 @@ class Metrics(NamedTuple):
 def next_token_metrics(
     model: Transformer,
     x: Float[Array, "*rows B D"],
-    answers: Int[Array | np.ndarray, "B"],
-    distractors: Int[Array | np.ndarray, "B"] | None = None,
+    answers: Int[Array | np.ndarray, " B"],
+    distractors: Int[Array | np.ndarray, " B"] | None = None,
 ) -> Metrics:
     """Metrics [*rows B] of the residual before the final norm at the predicting position.
 
@@ -115,7 +115,7 @@ def _fused(model: Transformer, rows: Float[Array, "N D"], tokens: Int[Array, "as
 def _walk_vocabulary(
     part: Int[Array, "1"],
     unembed: Float[Array, "V D"],
-    bias: Float[Array, "V"],
+    bias: Float[Array, " V"],
     x: Float[Array, "N D"],
     tokens: Int[Array, "N asked"],
     *,
@@ -140,12 +140,12 @@ def _walk_vocabulary(
 
 def _one_row(
     unembed: Float[Array, "V D"],
-    bias: Float[Array, "V"],
+    bias: Float[Array, " V"],
     tile: int,
     precision: str,
-    x: Float[Array, "D"],
-    tokens: Int[Array, "asked"],
-) -> tuple[Float[Array, "asked"], Float[Array, ""], Float[Array, ""]]:
+    x: Float[Array, " D"],
+    tokens: Int[Array, " asked"],
+) -> tuple[Float[Array, " asked"], Float[Array, ""], Float[Array, ""]]:
     n_tokens = unembed.shape[0]
 
     def add_tile(i: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
@@ -172,8 +172,8 @@ def _one_row(
 def logit_difference(
     model: Transformer,
     x: Float[Array, "*rows B D"],
-    answers: Int[Array | np.ndarray, "B"],
-    distractors: Int[Array | np.ndarray, "B"],
+    answers: Int[Array | np.ndarray, " B"],
+    distractors: Int[Array | np.ndarray, " B"],
 ) -> Float[Array, "*rows B"]:
     """The answer's logit minus the distractor's of residuals before the final norm, of no other token's."""
     own, other = (

@@ -222,7 +222,7 @@ class Transformer(nnx.Module):
         return self.unembed_rows.T
 
     @property
-    def b_U(self) -> Float[Array, "V"]:
+    def b_U(self) -> Float[Array, " V"]:
         """Unembedding bias (zeros where the family has none)."""
         return self.unembed.b_U[...]
 

@@ -44,8 +44,8 @@ class TokenPairs:
     """The pairs of a relation that a model can be asked about: see `tokenise_pairs`."""
 
     relation: Relation
-    sources: Int[np.ndarray, "N"]
-    targets: Int[np.ndarray, "N"]
+    sources: Int[np.ndarray, " N"]
+    targets: Int[np.ndarray, " N"]
     words: tuple[tuple[str, str], ...]
 
     @property
@@ -94,9 +94,9 @@ class PromptBatch:
 
     tokens: Int[np.ndarray, "B S"]
     mask: Bool[np.ndarray, "B S"]
-    sources: Int[np.ndarray, "B"]
-    answers: Int[np.ndarray, "B"]
-    distractors: Int[np.ndarray, "B"] | None
+    sources: Int[np.ndarray, " B"]
+    answers: Int[np.ndarray, " B"]
+    distractors: Int[np.ndarray, " B"] | None
     corrupted: Int[np.ndarray, "B S"] | None
     prompts: tuple[Prompt, ...]
     bos: bool

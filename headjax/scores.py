@@ -72,7 +72,7 @@ class Stage(NamedTuple):
     """
 
     rows: Rows
-    target: Int[Array, "N"]
+    target: Int[Array, " N"]
     largest: Float[Array, ""]
 
 
@@ -98,7 +98,7 @@ class Hits(NamedTuple):
 
 def screening_stages(
     unembed: Float[Array | np.ndarray, "V D"] | UInt16[Array | np.ndarray, "V D"],
-    targets: Int[np.ndarray, "N"],
+    targets: Int[np.ndarray, " N"],
     draws: tuple[int, ...] = DRAWS,
     seed: int = 0,
 ) -> tuple[Stage, ...]:
@@ -135,7 +135,7 @@ def token_rows(unembed: Array | np.ndarray) -> Rows:
     return lax.bitcast_convert_type(unembed, jnp.uint16)
 
 
-def _stage(rows: Rows, target: Int[np.ndarray, "N"]) -> Stage:
+def _stage(rows: Rows, target: Int[np.ndarray, " N"]) -> Stage:
     if rows.size <= SMALL:
         rows = _widen(rows)
     return Stage(rows, jnp.asarray(target, jnp.int32), _largest_norm(rows))
@@ -157,7 +157,7 @@ def relation_hits(
     q: Float[Array, "H N K"],
     W_O: Float[Array, "H K D"],
     stages: tuple[Stage, ...],
-    k: Int[Array, "N"],
+    k: Int[Array, " N"],
     precision: str = "highest",
     implementation: str | None = None,
 ) -> Hits:
@@ -233,8 +233,8 @@ def count_undecided(
 def _count_head(
     q: Float[Array, "N K"],
     W_O: Float[Array, "K D"],
-    undecided: Bool[Array, "N"],
-    margin: Float[Array, "N"],
+    undecided: Bool[Array, " N"],
+    margin: Float[Array, " N"],
     counts: Counts,
     *,
     stage: Stage,
@@ -243,7 +243,7 @@ def _count_head(
     """One head with many undecided pairs: its own map to the tokens, then rows of K."""
     head_rows = _times_rows(W_O, stage.rows, precision)
 
-    def add(pairs: Int[Array, "C"], counts: Counts) -> Counts:
+    def add(pairs: Int[Array, " C"], counts: Counts) -> Counts:
         logits = jnp.matmul(q[pairs], head_rows, precision=precision)
         return add_counts(logits, stage.target[pairs], margin[pairs], counts)
 
@@ -270,7 +270,7 @@ def _count_pooled(
     )
     target, slot_margin = stage.target[pair].ravel(), margin[head, pair].ravel()
 
-    def add(slots: Int[Array, "C"], counts: Counts) -> Counts:
+    def add(slots: Int[Array, " C"], counts: Counts) -> Counts:
         logits = _times_rows(x[slots], stage.rows, precision)
         return add_counts(logits, target[slots], slot_margin[slots], counts)
 
@@ -314,8 +314,8 @@ def _times_rows(x: Float[Array, "C D"], rows: Rows, precision: str) -> Float[Arr
 
 
 def _in_chunks(
-    add: Callable[[Int[Array, "C"], Counts], Counts],
-    chosen: Bool[Array, "M"],
+    add: Callable[[Int[Array, " C"], Counts], Counts],
+    chosen: Bool[Array, " M"],
     sizes: tuple[int, ...],
     counts: Counts,
 ) -> Counts:
@@ -348,7 +348,7 @@ def _in_chunks(
 
 
 def add_counts(
-    logits: Float[Array, "C T"], target: Int[Array, "C"], margin: Float[Array, "C"], counts: Counts
+    logits: Float[Array, "C T"], target: Int[Array, " C"], margin: Float[Array, " C"], counts: Counts
 ) -> Counts:
     """The counts [C] with the logits that lie above and below the target's by more than the margin.
 

@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from headjax.io import atomic_write
 from headjax.grid import GridSet, HeadGrid, category_count_name, category_counts, head_categories
+from headjax.io import atomic_write
 from headjax.sweeps.path_patching import PERCENT
 
 

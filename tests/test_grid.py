@@ -9,8 +9,8 @@ import pytest
 
 from headjax.axes import Head
 from headjax.errors import InputError
-from headjax.io import atomic_write
 from headjax.grid import GridSet, HeadGrid, category_counts, head_categories, load_npz, save_csv, save_npz
+from headjax.io import atomic_write
 from headjax.summary import category_rows, save_summary, score_rows, skipped_row, summary_table
 
 

@@ -16,8 +16,8 @@ from experiments.trained.agreement import Row, agreement_rows
 from experiments.trained.page_text import LABELS, SHOWN, write_text
 from headjax import figures
 from headjax.errors import InputError, run_main
-from headjax.io import atomic_write
 from headjax.grid import load_npz
+from headjax.io import atomic_write
 
 PAGE = Path("docs/trained_model.md")
 N_FIGURES = 2  # of the relations that agree most, and as many of those that agree least

@@ -24,7 +24,7 @@ class Questions(NamedTuple):
 
     tokens: Int[np.ndarray, "B S"]
     mask: Bool[np.ndarray, "B S"]
-    answers: Int[np.ndarray, "B"]
+    answers: Int[np.ndarray, " B"]
     kinds: Float[np.ndarray, "kinds B"]
     names: tuple[str, ...]
 

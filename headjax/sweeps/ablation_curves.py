@@ -194,7 +194,7 @@ def cumulative_gains(config: ModelConfig, heads: Sequence[Head]) -> Float[np.nda
     return gain
 
 
-def take_prompts(prompts: PromptBatch, rows: Int[np.ndarray, "rows"]) -> PromptBatch:
+def take_prompts(prompts: PromptBatch, rows: Int[np.ndarray, " rows"]) -> PromptBatch:
     """The prompts at these rows."""
     arrays = ("tokens", "mask", "sources", "answers", "distractors", "corrupted")
     taken = {name: getattr(prompts, name) for name in arrays}

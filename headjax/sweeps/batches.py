@@ -16,7 +16,7 @@ from headjax.model import Transformer
 # track(items, total, label) -> items, showing on the way how far it is; `untracked` shows nothing.
 Track = Callable[..., Iterable]
 # What stands in for the outputs of heads at some rows of the prompts, P as a prefill keeps positions.
-Replacement = Callable[[Int[np.ndarray, "rows"]], Float[Array | np.ndarray, "L #rows #P #H #K"]]
+Replacement = Callable[[Int[np.ndarray, " rows"]], Float[Array | np.ndarray, " L #rows #P #H #K"]]
 
 
 def untracked(items: Iterable, total: int | None = None, label: str = "") -> Iterable:
@@ -34,7 +34,7 @@ def compute_anew(name: str, compute: Callable[[], Any]) -> Any:
     return compute()
 
 
-def prompt_chunks(n_prompts: int, batch_size: int, parts: int = 1) -> list[Int[np.ndarray, "rows"]]:
+def prompt_chunks(n_prompts: int, batch_size: int, parts: int = 1) -> list[Int[np.ndarray, " rows"]]:
     """Rows of all prompts in order, in as few equal chunks as may be; the last row fills up the last one.
 
     The size of a chunk is a multiple of `parts`, so that each of so many devices gets as many.
@@ -85,11 +85,11 @@ def map_prompts(
     return jax.tree.map(lambda *part: np.concatenate(part)[:n_prompts], *parts)
 
 
-def describe_rows(rows: Int[np.ndarray, "rows"]) -> str:
+def describe_rows(rows: Int[np.ndarray, " rows"]) -> str:
     """What a part of the prompts is remembered by: another number of devices may cut other parts."""
     return f"prompts {rows[0]} + {len(rows)}"
 
 
-def replacement_spec(values: Float[Array | np.ndarray, "L #B #P #H #K"]) -> PartitionSpec:
+def replacement_spec(values: Float[Array | np.ndarray, " L #B #P #H #K"]) -> PartitionSpec:
     """How a replacement is split over a mesh: as the prompts, unless all prompts share it."""
     return PartitionSpec(None, DATA_AXIS) if values.shape[1] > 1 else PartitionSpec()

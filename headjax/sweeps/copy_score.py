@@ -43,7 +43,7 @@ class Readout(NamedTuple):
 
     norm: Norm
     rows: Float[Array, "V D"]
-    bias: Float[Array, "V"]
+    bias: Float[Array, " V"]
 
 
 class Reader(NamedTuple):
@@ -103,7 +103,7 @@ def checkpoint_weights(directory: Path, config: ModelConfig) -> CopyWeights:
 
 def copy_scores(
     weights: CopyWeights,
-    names: Sequence[int] | Int[np.ndarray, "N"],
+    names: Sequence[int] | Int[np.ndarray, " N"],
     *,
     top_k: int = TOP_K,
     precision: str = "highest",
@@ -134,7 +134,7 @@ def _layer_hits(
     x: Float[Array, "N D"],
     reader: Reader,
     readout: Readout,
-    names: Int[Array, "N"],
+    names: Int[Array, " N"],
     *,
     top_k: int,
     precision: str,
@@ -144,7 +144,7 @@ def _layer_hits(
     # Query head h reads key/value head h // (H / G).
     z = jnp.repeat(z, reader.W_O.shape[0] // z.shape[0], axis=0)
 
-    def among_top(written: Float[Array, "N D"]) -> Bool[Array, "N"]:
+    def among_top(written: Float[Array, "N D"]) -> Bool[Array, " N"]:
         logits = jnp.matmul(readout.norm(written), readout.rows.T, precision=precision)
         logits += readout.bias[None]
         own = jnp.take_along_axis(logits, names[:, None], axis=1)

@@ -44,14 +44,14 @@ class DynamicScores(NamedTuple):
     """
 
     groups: tuple[tuple[str, str], ...]
-    n_prompts: Int[np.ndarray, "R"]
+    n_prompts: Int[np.ndarray, " R"]
     scores: dict[str, Float[np.ndarray, "R L H"]]
 
 
 def dynamic_scores(
     model: Transformer,
     prompts: PromptBatch,
-    top_k: Int[np.ndarray, "B"],
+    top_k: Int[np.ndarray, " B"],
     *,
     batch_size: int = 64,
     seed: int = 0,
@@ -86,7 +86,7 @@ def check_sources(prompts: PromptBatch) -> None:
 
 
 def share_of_hits(
-    hits: Bool[np.ndarray, "B L H 4"], finite: Bool[np.ndarray, "B"], prompts: PromptBatch
+    hits: Bool[np.ndarray, "B L H 4"], finite: Bool[np.ndarray, " B"], prompts: PromptBatch
 ) -> DynamicScores:
     """Scores from the prompts' hits. Raises InputError for a prompt whose numbers were not finite."""
     if not finite.all():
@@ -105,10 +105,10 @@ def _prompt_hits(
     model_and_vocabularies: tuple[Transformer, tuple[tuple[Array, Array], ...]],
     tokens: Int[Array, "B S"],
     mask: Bool[Array, "B S"],
-    sources: Int[Array, "B"],
+    sources: Int[Array, " B"],
     slots: Int[Array, "B stages"],
-    top_k: Int[Array, "B"],
-) -> tuple[Bool[Array, "B L H 4"], Bool[Array, "B"]]:
+    top_k: Int[Array, " B"],
+) -> tuple[Bool[Array, "B L H 4"], Bool[Array, " B"]]:
     """Hits of the kinds in KINDS, and whether the numbers behind them were finite."""
     model, vocabularies = model_and_vocabularies
     config = model.config
@@ -132,8 +132,8 @@ def layer_hits(
     source_values: Float[Array, "B G K"],
     W_O: Float[Array, "H K D"],
     stages: tuple[Stage, ...],
-    top_k: Int[Array, "B"],
-) -> tuple[Bool[Array, "B H 4"], Bool[Array, "B"]]:
+    top_k: Int[Array, " B"],
+) -> tuple[Bool[Array, "B H 4"], Bool[Array, " B"]]:
     """Hits of one layer's heads of the kinds in KINDS, and whether the numbers behind them were finite.
 
     z is that of the last position; the targets in `stages` are those of the prompts, twice.

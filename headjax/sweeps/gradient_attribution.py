@@ -26,17 +26,19 @@ from headjax.sweeps.batches import Remember, Track, compute_anew, map_prompts, u
 from headjax.sweeps.replacement import Replacement, find_replacement
 
 
-def _logprob(logits: Float[Array, "B V"], answers: Int[Array, "B"], _: Int[Array, "B"]) -> Float[Array, "B"]:
+def _logprob(
+    logits: Float[Array, "B V"], answers: Int[Array, " B"], _: Int[Array, " B"]
+) -> Float[Array, " B"]:
     return _logit(jax.nn.log_softmax(logits), answers)
 
 
 def _logit_diff(
-    logits: Float[Array, "B V"], answers: Int[Array, "B"], distractors: Int[Array, "B"]
-) -> Float[Array, "B"]:
+    logits: Float[Array, "B V"], answers: Int[Array, " B"], distractors: Int[Array, " B"]
+) -> Float[Array, " B"]:
     return _logit(logits, answers) - _logit(logits, distractors)
 
 
-def _logit(logits: Float[Array, "B V"], tokens: Int[Array, "B"]) -> Float[Array, "B"]:
+def _logit(logits: Float[Array, "B V"], tokens: Int[Array, " B"]) -> Float[Array, " B"]:
     return jnp.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]
 
 
@@ -96,9 +98,9 @@ def _gradient(
     model: Transformer,
     tokens: Int[Array, "B S"],
     mask: Bool[Array, "B S"],
-    answers: Int[Array, "B"],
-    distractors: Int[Array, "B"],
-    replacement: Float[Array, "L #B #P #H #K"],
+    answers: Int[Array, " B"],
+    distractors: Int[Array, " B"],
+    replacement: Float[Array, " L #B #P #H #K"],
     *,
     metric: str,
     positions: str,

@@ -38,9 +38,9 @@ class LogitAttribution(NamedTuple):
     heads: Float[Array | np.ndarray, "B L H"]
     attention_biases: Float[Array | np.ndarray, "B L"]
     mlps: Float[Array | np.ndarray, "B L"]
-    embedding: Float[Array | np.ndarray, "B"]
-    final_bias: Float[Array | np.ndarray, "B"]
-    logit: Float[Array | np.ndarray, "B"]
+    embedding: Float[Array | np.ndarray, " B"]
+    final_bias: Float[Array | np.ndarray, " B"]
+    logit: Float[Array | np.ndarray, " B"]
 
 
 def logit_attribution(
@@ -64,7 +64,7 @@ def logit_attribution(
     return check_finite(parts, prompts)
 
 
-def asked_distractors(prompts: PromptBatch, metric: str) -> Int[np.ndarray, "B"] | None:
+def asked_distractors(prompts: PromptBatch, metric: str) -> Int[np.ndarray, " B"] | None:
     """The distractors for "logit_diff". Raises InputError where the prompts have none."""
     if metric != "logit_diff":
         return None
@@ -87,8 +87,8 @@ def _attribute(
     model: Transformer,
     tokens: Int[Array, "B S"],
     mask: Bool[Array, "B S"],
-    answers: Int[Array, "B"],
-    distractors: Int[Array, "B"] | None = None,
+    answers: Int[Array, " B"],
+    distractors: Int[Array, " B"] | None = None,
 ) -> LogitAttribution:
     run = prefill(model, tokens, mask, keep="last")
     residual, attention = run.residual[:, :, 0], model.blocks.attn
@@ -111,7 +111,7 @@ class ReadOut(NamedTuple):
     """
 
     u: Float[Array, "B D"]
-    b: Float[Array, "B"]
+    b: Float[Array, " B"]
     direction: Float[Array, "B D"]
 
 
@@ -123,10 +123,8 @@ class LayerParts(NamedTuple):
     mlps: Float[Array, "B *L"]
 
 
-def read_out(
-    model: Transformer, answers: Int[Array, "B"], distractors: Int[Array, "B"] | None
-) -> ReadOut:
-    """With the d for which ``part . d = N(part) . u`` for any part of the residual, at scale 1: N's transpose.
+def read_out(model: Transformer, answers: Int[Array, " B"], distractors: Int[Array, " B"] | None) -> ReadOut:
+    """With the d for which ``part . d = N(part) . u`` for any part of the residual at scale 1: N transposed.
 
     ``N(x) = scale * (x - mean x) / deviation`` (no mean for a root-mean-square norm), the deviation being
     that of the whole residual; subtracting a mean is its own transpose.
@@ -147,7 +145,7 @@ def layer_parts(
     before: Float[Array, "B D"],
     after: Float[Array, "B D"],
     W_O: Float[Array, "H K D"],
-    b_O: Float[Array, "D"],
+    b_O: Float[Array, " D"],
     direction: Float[Array, "B D"],
     precision: str,
 ) -> LayerParts:

@@ -69,8 +69,8 @@ class PathPatching(NamedTuple):
       patched: [L H B], the clean prompt with this sender's paths patched.
     """
 
-    clean: Float[np.ndarray, "B"]
-    corrupted: Float[np.ndarray, "B"]
+    clean: Float[np.ndarray, " B"]
+    corrupted: Float[np.ndarray, " B"]
     patched: Float[np.ndarray, "L H B"]
 
     @property
@@ -146,11 +146,11 @@ def path_patching(
     senders = np.array([(layer, head) for layer in range(top) for head in range(config.n_heads)], np.int32)
     start = senders[:, 0]
 
-    def prepare(rows: Int[np.ndarray, "rows"], split: Split) -> tuple[tuple[Array, Array], Patch]:
+    def prepare(rows: Int[np.ndarray, " rows"], split: Split) -> tuple[tuple[Array, Array], Patch]:
         run = spread(patch_prefill, mesh, *PREFILL_SPECS[split], positions=positions)
         return run(model, *(array[rows] for array in arrays))
 
-    def step(patch: Patch, variants: Int[np.ndarray, "size"], split: Split) -> Array:
+    def step(patch: Patch, variants: Int[np.ndarray, " size"], split: Split) -> Array:
         of_patch, of_senders, out = STEP_SPECS[split]
         lowest = start[variants].min()
         if not receivers:
@@ -195,8 +195,8 @@ def _arrays(prompts: PromptBatch) -> tuple[np.ndarray, ...]:
 
 def _finite(
     prompts: PromptBatch,
-    clean: Float[np.ndarray, "B"],
-    corrupted: Float[np.ndarray, "B"],
+    clean: Float[np.ndarray, " B"],
+    corrupted: Float[np.ndarray, " B"],
     patched: Float[np.ndarray, "L H B"],
 ) -> PathPatching:
     finite = np.isfinite(clean) & np.isfinite(corrupted) & np.isfinite(patched).all(axis=(0, 1))

@@ -76,7 +76,7 @@ def patch_prefill(
     distractors: TokenIds,
     *,
     positions: Positions,
-) -> tuple[tuple[Float[Array, "B"], Float[Array, "B"]], Patch]:
+) -> tuple[tuple[Float[Array, " B"], Float[Array, " B"]], Patch]:
     """The logit differences of the clean and of the corrupted prompts, and what patches start from."""
     clean, other = (prefill(model, ids, mask, keep=positions) for ids in (tokens, corrupted))
     difference = tuple(
@@ -94,7 +94,7 @@ def direct_step(
     mask: TokenMask,
     answers: TokenIds,
     distractors: TokenIds,
-) -> tuple[Float[Array, "B"], Float[Array, "B"], Float[Array, "B L H"]]:
+) -> tuple[Float[Array, " B"], Float[Array, " B"], Float[Array, "B L H"]]:
     """The logit difference of the clean and of the corrupted prompts and, of the clean ones, with each head's
     change added to the last residual and nothing else changed."""
     arrays = (tokens, corrupted, mask, answers, distractors)

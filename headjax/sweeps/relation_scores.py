@@ -188,10 +188,10 @@ class Dealt(NamedTuple):
 
     W_V: Float[Array | np.ndarray, "units D K"]
     W_O: Float[Array | np.ndarray, "heads K D"]
-    later: Bool[Array | np.ndarray, "units"]
+    later: Bool[Array | np.ndarray, " units"]
 
 
-def deal_heads(layers: Sequence[Layer], later: Bool[np.ndarray, "heads"], mesh: Mesh | None) -> Dealt:
+def deal_heads(layers: Sequence[Layer], later: Bool[np.ndarray, " heads"], mesh: Mesh | None) -> Dealt:
     """The heads of these layers, in order, as many to each device."""
     n_groups, n_heads = layers[0][0].shape[1], len(layers[0][1])
     if mesh is None:
@@ -227,12 +227,12 @@ def compile_scores(
 def _hits_of_heads(
     W_V: Float[Array, "units D K"],
     W_O: Float[Array, "heads K D"],
-    later: Bool[Array, "units"],
+    later: Bool[Array, " units"],
     x: Float[Array, "2 N_sources D"],
     stages: tuple[Stage, ...],
-    source: Int[Array, "N"],
-    relation: Int[Array, "N"],
-    k: Int[Array, "N"],
+    source: Int[Array, " N"],
+    relation: Int[Array, " N"],
+    k: Int[Array, " N"],
     *,
     n_relations: int,
     precision: str,
@@ -254,7 +254,7 @@ def head_queries(
     x: Float[Array, "N_sources D"],
     W_V: Float[Array, "G D K"],
     n_heads: int,
-    source: Int[Array, "N"],
+    source: Int[Array, " N"],
     precision: str = "highest",
 ) -> Float[Array, "H N K"]:
     """x_s W_V of every head for every pair, whose x_s is row ``source[n]`` of x.

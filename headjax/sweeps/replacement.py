@@ -53,7 +53,7 @@ def find_replacement(
             mesh = model_mesh(model)
             run = spread(prefill, mesh, (ROWS, ROWS), SPECS, keep=positions)
 
-            def outputs(rows: Int[np.ndarray, "rows"]) -> Float[Array, "L rows P H K"]:
+            def outputs(rows: Int[np.ndarray, " rows"]) -> Float[Array, "L rows P H K"]:
                 n = -(-len(rows) // data_parts(mesh)) * data_parts(mesh)  # as many for each copy of the model
                 z = run(model, tokens[np.resize(rows, n)], mask[np.resize(rows, n)]).z
                 return z if n == len(rows) else z[:, : len(rows)]
@@ -62,7 +62,7 @@ def find_replacement(
     raise InputError(f"field 'ablation' must be one of {', '.join(ABLATIONS)}; got {ablation!r}")
 
 
-def relation_groups(prompts: PromptBatch) -> Int[np.ndarray, "B"]:
+def relation_groups(prompts: PromptBatch) -> Int[np.ndarray, " B"]:
     """Which relation each prompt belongs to, as a number."""
     relations = [prompt.relation for prompt in prompts.prompts]
     return np.unique(relations, return_inverse=True)[1]
@@ -70,7 +70,7 @@ def relation_groups(prompts: PromptBatch) -> Int[np.ndarray, "B"]:
 
 def _mean_outputs(
     model: Transformer, prompts: PromptBatch, keep: str, mean_over: str, batch_size: int
-) -> tuple[Float[np.ndarray, "L R P H K"], Int[np.ndarray, "B"]]:
+) -> tuple[Float[np.ndarray, "L R P H K"], Int[np.ndarray, " B"]]:
     """The mean of every relation, and which relation each prompt belongs to."""
     group = relation_groups(prompts)
     member = group[:, None] == np.arange(group.max() + 1)[None]

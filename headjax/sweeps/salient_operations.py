@@ -29,8 +29,8 @@ TILE = 4096  # tokens at a time
 class SalientTokens(NamedTuple):
     """One head's salient tokens, the most amplified first, and the tokens each is mapped to, best first."""
 
-    tokens: Int[np.ndarray, "n"]
-    amplification: Float[np.ndarray, "n"]
+    tokens: Int[np.ndarray, " n"]
+    amplification: Float[np.ndarray, " n"]
     mapped: Int[np.ndarray, "n m"]
 
 

@@ -183,7 +183,7 @@ def _decode(
 def dynamic_scores(
     model: LayeredModel,
     prompts: PromptBatch,
-    top_k: Int[np.ndarray, "B"],
+    top_k: Int[np.ndarray, " B"],
     *,
     batch_size: int = 64,
     seed: int = 0,
@@ -215,9 +215,9 @@ def _head_hits(
     block: Block,
     run: CleanLayer,
     stages: tuple[Stage, ...],
-    sources: Int[Array, "B"],
-    top_k: Int[Array, "B"],
-) -> tuple[Bool[Array, "B H 4"], Bool[Array, "B"]]:
+    sources: Int[Array, " B"],
+    top_k: Int[Array, " B"],
+) -> tuple[Bool[Array, "B H 4"], Bool[Array, " B"]]:
     """Hits of the kinds in KINDS, and whether the numbers behind them were finite."""
     values = run.v[jnp.arange(len(sources)), sources]
     stages = tuple(stage._replace(target=jnp.tile(stage.target, 2)) for stage in stages)

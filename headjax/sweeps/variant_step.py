@@ -40,7 +40,7 @@ class VariantEdit(NamedTuple):
     """
 
     gain: Float[Array | np.ndarray, "M L H"]
-    replacement: Float[Array | np.ndarray, "L #B #P #H #K"]
+    replacement: Float[Array | np.ndarray, " L #B #P #H #K"]
 
 
 @partial(jax.jit, static_argnames="positions")

@@ -82,13 +82,13 @@ def run_variants(
         gain = np.ones((1, *gain.shape[1:]), np.float32)
     mesh, start = model_mesh(model), _start_layers(gain)
 
-    def prepare(rows: Int[np.ndarray, "rows"], split: Split) -> tuple[Metrics, tuple]:
+    def prepare(rows: Int[np.ndarray, " rows"], split: Split) -> tuple[Metrics, tuple]:
         run = spread(clean_step, mesh, *_CLEAN_SPECS[split], positions=positions)
         answers = (prompts.answers[rows], None if prompts.distractors is None else prompts.distractors[rows])
         clean, metrics = run(model, prompts.tokens[rows], prompts.mask[rows], *answers)
         return metrics, (clean, replacement(rows), answers)
 
-    def step(prepared: tuple, variants: Int[np.ndarray, "size"], split: Split) -> Metrics:
+    def step(prepared: tuple, variants: Int[np.ndarray, " size"], split: Split) -> Metrics:
         clean, replaced, answers = prepared
         run = spread(variant_step, mesh, *_variant_specs(split, replaced), positions=positions)
         edit = VariantEdit(gain[variants].astype(np.float32), replaced)
@@ -112,10 +112,10 @@ def run_variants(
 
 def sweep_variants(
     model: Transformer,
-    start: Int[np.ndarray, "M"],
+    start: Int[np.ndarray, " M"],
     shape: tuple[int, int],
-    prepare: Callable[[Int[np.ndarray, "rows"], Split], tuple[Any, Any]],
-    step: Callable[[Any, Int[np.ndarray, "size"], Split], Any],
+    prepare: Callable[[Int[np.ndarray, " rows"], Split], tuple[Any, Any]],
+    step: Callable[[Any, Int[np.ndarray, " size"], Split], Any],
     *,
     positions: Positions,
     batch_size: int,
@@ -195,7 +195,7 @@ def _variant_specs(split: str, replaced: Array | np.ndarray) -> tuple[tuple, Par
     return (WHOLE, VariantEdit(ROWS, WHOLE), WHOLE, WHOLE, WHOLE), ROWS
 
 
-def _start_layers(gain: Float[np.ndarray, "M L H"]) -> Int[np.ndarray, "M"]:
+def _start_layers(gain: Float[np.ndarray, "M L H"]) -> Int[np.ndarray, " M"]:
     """Each variant's first edited layer; the last layer for one that edits nothing: it is the clean run."""
     edited = (gain != 1).any(axis=2)
     return np.where(edited.any(axis=1), edited.argmax(axis=1), gain.shape[1] - 1).astype(np.int32)

@@ -10,8 +10,8 @@ MASKED = -1e30
 
 
 def allowed_keys(
-    keys: Int[Array, "t"],
-    queries: Int[Array, "S"],
+    keys: Int[Array, " t"],
+    queries: Int[Array, " S"],
     valid: Bool[Array, "B t"] | None,
     knock_out: Int[Array, "#B #S #H P"] | None,
     forced: Int[Array, "#B #S #H"] | None,

@@ -26,11 +26,11 @@ MASKED = -1e30
 def vocab_rank(
     q: Float[Array, "H N K"],
     unembed: Float[Array, "V D"],
-    target: Int[Array, "N"],
+    target: Int[Array, " N"],
     *,
     W_O: Float[Array, "H K D"] | None,
-    bias: Float[Array, "V"] | None,
-    cap: Int[Array, "N"] | None,
+    bias: Float[Array, " V"] | None,
+    cap: Int[Array, " N"] | None,
     with_lse: bool,
     with_argmax: bool,
     precision: str | None,
@@ -60,9 +60,9 @@ def shared_memory_bytes() -> int:
 def rank_rows(
     x: Float[Array, "R C"],
     columns: Float[Array, "V C"],
-    target: Int[Array, "R"],
-    bias: Float[Array, "V"] | None,
-    cap: Int[Array, "R"] | None,
+    target: Int[Array, " R"],
+    bias: Float[Array, " V"] | None,
+    cap: Int[Array, " R"] | None,
     with_top: bool,
 ) -> tuple[Array, ...]:
     """Counts above and below, the targets' logits, and, if asked for, log-sum-exp and argmax."""

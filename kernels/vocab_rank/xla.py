@@ -29,11 +29,11 @@ class Rows(NamedTuple):
 def vocab_rank(
     q: Float[Array, "H N K"],
     unembed: Float[Array, "V D"],
-    target: Int[Array, "N"],
+    target: Int[Array, " N"],
     *,
     W_O: Float[Array, "H K D"] | None,
-    bias: Float[Array, "V"] | None,
-    cap: Int[Array, "N"] | None,
+    bias: Float[Array, " V"] | None,
+    cap: Int[Array, " N"] | None,
     with_lse: bool,
     with_argmax: bool,
     precision: str | None,
@@ -51,7 +51,7 @@ def vocab_rank(
             return rows[None]
         return _dot("td,hkd->htk", rows, W_O, precision).astype(q.dtype)
 
-    def logits_of(x: Float[Array, "C K"], columns: Float[Array, "t K"], tokens: Int[Array, "t"]) -> Array:
+    def logits_of(x: Float[Array, "C K"], columns: Float[Array, "t K"], tokens: Int[Array, " t"]) -> Array:
         logits = _dot("ck,tk->ct", x, columns, precision)
         return logits if bias is None else logits + bias[tokens].astype(jnp.float32)[None]
 
@@ -144,8 +144,8 @@ def _undecided(rows: Rows) -> Bool[Array, "*n C"]:
 def _count(
     rows: Rows,
     logits: Float[Array, "C t"],
-    tokens: Int[Array, "t"],
-    fresh: Bool[Array, "t"],
+    tokens: Int[Array, " t"],
+    fresh: Bool[Array, " t"],
     with_lse: bool,
     with_argmax: bool,
 ) -> Rows:
