@@ -119,8 +119,8 @@ class LayerParts(NamedTuple):
     """What the heads, b_O and the MLP of a layer (L: of all) add along the direction of a `ReadOut`."""
 
     heads: Float[Array, "B *L H"]
-    attention_biases: Float[Array, "B *L"]
-    mlps: Float[Array, "B *L"]
+    attention_biases: Float[Array, " B *L"]
+    mlps: Float[Array, " B *L"]
 
 
 def read_out(model: Transformer, answers: Int[Array, " B"], distractors: Int[Array, " B"] | None) -> ReadOut:
