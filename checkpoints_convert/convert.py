@@ -11,7 +11,7 @@ import numpy as np
 from checkpoints_convert.engine import open_source
 from headjax import zoo
 from headjax.checkpoint import Group, is_converted, write_checkpoint
-from headjax.errors import InputError
+from headjax.errors import InputError, shown
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -33,7 +33,7 @@ def convert(
     Raises InputError for anything wrong with the source or with writing.
     """
     if dtype not in (None, *DTYPES):
-        raise InputError(f"dtype must be one of {', '.join(DTYPES)}; got {dtype!r}")
+        raise InputError(f"dtype must be one of {', '.join(DTYPES)}; got {shown(dtype)}")
     origin = zoo.find_source(source)
     if is_converted(origin.directory):
         raise InputError(f"{origin.directory}: is converted already")
@@ -44,7 +44,8 @@ def convert(
         origin.directory / name for name in zoo.TOKENIZER_FILES if (origin.directory / name).is_file()
     ]
     files = {file.name: _describe(file) for file in (*opened.files, *tokenizer)}
-    provenance = {"source": origin.id, "revision": origin.revision, "files": files}
+    name = origin.id.encode(errors="backslashreplace").decode()  # a directory's may be no text at all
+    provenance = {"source": name, "revision": origin.revision, "files": files}
     write_checkpoint(
         Path(out),
         opened.config,

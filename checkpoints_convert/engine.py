@@ -14,10 +14,11 @@ import numpy as np
 from checkpoints_convert.families import FAMILIES
 from checkpoints_convert.fields import Fields
 from checkpoints_convert.match import Filling, Key, match_tensors
-from checkpoints_convert.reader import DTYPES, Tensor, open_tensors, read_json
+from checkpoints_convert.reader import DTYPES, Tensor, open_tensors
 from checkpoints_convert.rules import Family, axis_sizes, split_layout
 from headjax.config import ModelConfig
-from headjax.errors import InputError
+from headjax.errors import InputError, shown
+from headjax.io import read_json
 from headjax.model import parameter_shapes
 
 # The bits of a float's exponent: all set in infinities and NaNs, and only there.
@@ -77,6 +78,9 @@ def open_source(directory: Path) -> Source:
     directory = Path(directory)
     family, config, switches = read_source_config(directory)
     tensors, weight_files = open_tensors(directory)
+    if config.n_layers > len(tensors):  # before anything counts to it
+        rule = f"{config.n_layers:,} layers have at least as many tensors"
+        raise InputError(f"{directory}: {rule}; {len(tensors):,} are here")
     shapes = parameter_shapes(config)
     fillings = match_tensors(directory, family, config, switches, tensors, set(shapes))
     files = (directory / "config.json", *weight_files)
@@ -90,8 +94,8 @@ def read_source_config(directory: Path) -> tuple[Family, ModelConfig, dict[str, 
         raise InputError(f"{directory}: a checkpoint directory holds config.json; this one does not")
     values = read_json(file)
     model_type = values.get("model_type")
-    if model_type not in FAMILIES:
-        raise InputError(f"{file}: model_type must be one of {', '.join(FAMILIES)}; got {model_type!r}")
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise InputError(f"{file}: model_type must be one of {', '.join(FAMILIES)}; got {shown(model_type)}")
     family = FAMILIES[model_type]
     return family, *family.read_config(Fields(values, file))
 

@@ -1,19 +1,18 @@
 """A Hugging Face directory's weight files as lazy tensors: nothing is read before it is asked for."""
 
-import json
 import math
 import re
 import zipfile
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ml_dtypes
 import numpy as np
+from safetensors import SafetensorError, safe_open
 
-from headjax.errors import InputError
+from headjax.errors import InputError, shown
+from headjax.io import json_object, parse_json, read_json
 from headjax.zoo import WEIGHT_FILES
 
 # What safetensors calls a dtype. Weights are the first four; the rest is met in buffers.
@@ -26,8 +25,6 @@ DTYPES = {
     **{f"{kind}{8 * size}": np.dtype(f"{kind.lower()}{size}") for kind in "IU" for size in (1, 2, 4, 8)},
 }
 FLOATS = frozenset(("F16", "BF16", "F32", "F64"))
-# The format's own limit on its header.
-MAX_HEADER_BYTES = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -46,17 +43,6 @@ class Tensor:
 
     def __str__(self) -> str:
         return f"{self.name} in {self.file.name}"
-
-
-def read_json(file: Path) -> dict[str, Any]:
-    """A JSON file that must hold an object. Raises InputError naming the file."""
-    try:
-        values = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise InputError(f"{file}: cannot be read as JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise InputError(f"{file}: must hold a JSON object; got {type(values).__name__}")
-    return values
 
 
 def open_tensors(directory: Path) -> tuple[list[Tensor], list[Path]]:
@@ -84,9 +70,9 @@ def _indexed_files(index: Path) -> list[Path]:
     names = sorted(set(weight_map.values()))
     for name in names:
         if name != Path(name).name or name in ("", ".."):
-            raise InputError(f"{index}: may name only files beside it; got {name!r}")
+            raise InputError(f"{index}: may name only files beside it; got {shown(name)}")
         if not (index.parent / name).is_file():
-            raise InputError(f"{index}: names {name}, which is missing")
+            raise InputError(f"{index}: names {shown(name)}, which is missing")
     if not names:
         raise InputError(f"{index}: names no file")
     return [index.parent / name for name in names]
@@ -98,51 +84,28 @@ def _indexed_files(index: Path) -> list[Path]:
 def _open_safetensors(file: Path) -> list[Tensor]:
     """The format: header length (u64), header (JSON: name -> dtype, shape, data_offsets), data.
 
-    Read with plain file reads: the pages of a memory map would count as this process's memory.
+    The library checks the layout: known dtypes, and tensors that fill the file without a hole or an overlap.
+    It is closed before anything is read: the pages of its memory map would count as this process's memory.
     """
-    size = file.stat().st_size
-    with open(file, "rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
-            raise InputError(f"{file}: truncated or corrupt: no whole safetensors header in {size} bytes")
-        header = _parse_header(file, stream.read(length))
-    header.pop("__metadata__", None)
-    begin, tensors = 8 + length, []
-    for name, entry in header.items():
-        try:
-            dtype, shape = entry["dtype"], tuple(map(int, entry["shape"]))
-            start, stop = map(int, entry["data_offsets"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{file}: corrupt: the header's entry {name} is not of the format") from error
-        if dtype in DTYPES and stop - start != math.prod(shape) * DTYPES[dtype].itemsize:
-            raise InputError(f"{file}: corrupt: {name} {list(shape)} of {dtype} lies in {stop - start} bytes")
-        if not 0 <= start <= stop <= size - begin:
-            raise InputError(
-                f"{file}: truncated or corrupt: {name} ends at byte {begin + stop}, the file at {size}"
-            )
-        tensors.append(Tensor(name, file, shape, dtype, _reader(file, name, shape, dtype, begin + start)))
-    used = sum(entry["data_offsets"][1] - entry["data_offsets"][0] for entry in header.values())
-    if begin + used != size:
-        raise InputError(f"{file}: truncated or corrupt: tensors fill {begin + used} bytes, the file {size}")
-    return tensors
-
-
-def _parse_header(file: Path, text: bytes) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        doubled = sorted(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
-        if doubled:
-            raise InputError(f"{file}: the header names {', '.join(doubled)} twice")
-        return dict(pairs)
-
     try:
-        header = json.loads(text, object_pairs_hook=unique)
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{file}: corrupt: the safetensors header is not JSON ({error})") from error
-    if not isinstance(header, dict):
-        raise InputError(f"{file}: corrupt: the safetensors header is not a JSON object")
-    return header
+        with safe_open(file, "numpy"), open(file, "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            text = stream.read(length)
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{file}: truncated or corrupt: {shown(error)}") from error
+    if text[:1] != b"{":
+        raise InputError(f"{file}: truncated or corrupt: the header must begin with {{; it does not")
+    # Its header as we read it: it must not say two things, of which the library takes the last.
+    header = json_object(parse_json(text, f"{file}, header"), f"{file}, header")
+    header.pop("__metadata__", None)
+    tensors = []
+    for name, entry in header.items():
+        fields = json_object(entry, f"{file}, header, {shown(name)}")
+        dtype, shape, offset = fields["dtype"], tuple(fields["shape"]), fields["data_offsets"][0]
+        if not isinstance(dtype, str):
+            raise InputError(f"{file}, header, {shown(name)}: a dtype is text; got {shown(dtype)}")
+        tensors.append(Tensor(name, file, shape, dtype, _reader(file, name, shape, dtype, 8 + length + offset)))
+    return tensors
 
 
 def _reader(

@@ -6,7 +6,6 @@ process without a limit, before any time is printed.
 """
 
 import json
-import resource
 import statistics
 import subprocess
 import sys
@@ -52,6 +51,8 @@ def prompts() -> PromptBatch:
 
 def sweep_limited(directory: Path, out: Path) -> dict:
     """Sweeps in this process, whose data may take LIMIT_BYTES, and what that cost."""
+    import resource  # not on Windows
+
     resource.setrlimit(resource.RLIMIT_DATA, (LIMIT_BYTES, LIMIT_BYTES))
     before, ends = bytes_read(), []
 

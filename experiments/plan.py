@@ -14,7 +14,6 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from checkpoints_convert.engine import read_source_config
-from checkpoints_convert.reader import read_json
 from experiments.config import RunConfig
 from experiments.costs import Cost
 from experiments.measure import host_rate
@@ -23,6 +22,7 @@ from experiments.subject import Subject, find_named, open_subject, reads_source
 from headjax import zoo
 from headjax.checkpoint import is_converted, read_config, stored_dtypes
 from headjax.errors import InputError
+from headjax.io import read_json
 from headjax.mesh import MODEL_AXIS
 from headjax.model import parameter_shapes
 from headjax.sweeps.relation_scores import FIRST_MLP, LAYER

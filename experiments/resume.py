@@ -2,11 +2,9 @@
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,10 +15,13 @@ from experiments.config import RunConfig
 from experiments.stages import versions
 from experiments.subject import GENERATORS, Subject
 from experiments.units import Units
+from headjax.checkpoint import DAMAGED
 from headjax.errors import InputError
+from headjax.io import hold_lock, remove_temporary
 from headjax.mesh import is_first_process
 from headjax.prompt_sets import read_prompts
 
+LOCK = ".headjax-run.lock"
 PACKAGES = ("checkpoints_convert", "experiments", "headjax", "kernels")
 # Fields that change no grid: where things are (what is there counts), what computes, how grids are shown.
 NOT_IN_KEY = frozenset(
@@ -51,25 +52,17 @@ def one_run_in(out: Path) -> Iterator[None]:
     if not is_first_process():
         yield
         return
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        lock = os.open(out, os.O_RDONLY)
-    except OSError as error:
-        raise InputError(f"{out} must be writable; {error.strerror or error}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(lock)
-        busy = isinstance(error, BlockingIOError)
-        found = "another run is writing into it" if busy else f"it cannot be locked: {error.strerror}"
-        raise InputError(f"{out} must be one run's alone; {found}") from error
-    try:
-        for file in (*out.glob(".*.tmp"), *out.glob("figures/.*.tmp")):
-            if re.fullmatch(r"\..+\.\d+\.tmp", file.name):  # as headjax/io.py names them
-                file.unlink(missing_ok=True)
+    with contextlib.ExitStack() as stack:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            held = stack.enter_context(hold_lock(out / LOCK))
+        except OSError as error:
+            raise InputError(f"{out} must be writable; {error.strerror or error}") from error
+        if not held:
+            raise InputError(f"{out} must be one run's alone; another run is writing into it")
+        for directory in (out, out / "figures", out / "circuits"):
+            remove_temporary(directory)
         yield
-    finally:
-        os.close(lock)
 
 
 @contextlib.contextmanager
@@ -94,7 +87,7 @@ def list_files(directory: Path) -> dict[str, FileState]:
     """Name -> state of every file below a directory."""
     found = {}
     for path, _, names in os.walk(directory):
-        for file in (Path(path, name) for name in names):
+        for file in (Path(path, name) for name in names if name != DAMAGED):
             with contextlib.suppress(FileNotFoundError):  # gone since: then it is not among them
                 status = file.stat()
                 found[str(file.relative_to(directory))] = FileState(status.st_size, status.st_mtime_ns)

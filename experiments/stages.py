@@ -3,7 +3,6 @@
 import contextlib
 import importlib.metadata
 import platform
-import resource
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -14,7 +13,7 @@ import tqdm
 
 from headjax.mesh import is_first_process
 
-PACKAGES = ("headjax", "jax", "jaxlib", "flax", "orbax-checkpoint", "transformers", "numpy", "matplotlib")
+PACKAGES = ("headjax", "jax", "jaxlib", "flax", "tensorstore", "transformers", "numpy", "matplotlib")
 T = TypeVar("T")
 
 
@@ -68,9 +67,14 @@ def devices() -> dict[str, object]:
 
 
 def peak_memory() -> dict[str, int]:
-    """Largest resident memory of this process and of each device that reports one, in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    """Largest resident memory of this process (where Python can tell it: not on Windows) and of each device
+    that reports one, in bytes."""
+    peak = {}
+    with contextlib.suppress(ImportError):
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak["host"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     for device in jax.local_devices():
         statistics = device.memory_stats() or {}
         if "peak_bytes_in_use" in statistics:

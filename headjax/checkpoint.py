@@ -1,18 +1,22 @@
 """Read and write one converted checkpoint: a directory that needs nothing else.
 
-    headjax.json          format version, ModelConfig, dtype of every parameter, where it all came from
-    params/embed          orbax: embed.*
-    params/blocks/007     orbax: blocks.* of layer 7, without the L axis
-    params/final          orbax: ln_final.* and unembed.*
+    headjax.json          format version, ModelConfig, dtype of every parameter, where it all came from,
+                          what every other file must be, and a digest of all this
+    params/embed          embed.*
+    params/blocks/007     blocks.* of layer 7, without the L axis
+    params/final          ln_final.* and unembed.*
     config.json, ...      the source's configuration and tokenizer, as they were
 
 A layer is a unit of its own, so that writing holds one layer at a time and reading takes only what is
-asked for. Parameters are named as `headjax.model.model_parameters` names them.
+asked for. Each is an OCDBT database of zarr arrays (tensorstore's), one a parameter, whose every chunk
+carries its CRC-32C: damage is found as bytes are read. Parameters are named as
+`headjax.model.model_parameters` names them.
 """
 
 import contextlib
-import fcntl
+import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,21 +27,28 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
+import tensorstore as ts
 from jax import Array
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 from jaxtyping import Int
 
 from headjax.config import ModelConfig
-from headjax.errors import InputError
+from headjax.errors import InputError, shown
+from headjax.io import hold_lock, read_json
 from headjax.mesh import parameter_sharding
 from headjax.model import parameter_shapes
 
 HEADER = "headjax.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 # Small enough that a device which wants an eighth of a large matrix does not read all of it.
 CHUNK_BYTES = 1 << 24
+# Left in a checkpoint whose parameters were found damaged as they were read.
+DAMAGED = "damaged"
+
+
+class DamagedError(InputError):
+    """A converted checkpoint whose files are not, or no longer, as they were written."""
 
 
 class Group(NamedTuple):
@@ -46,6 +57,13 @@ class Group(NamedTuple):
     path: str
     layer: int | None
     names: tuple[str, ...]
+
+
+class Stored(NamedTuple):
+    """A parameter as it is stored, stacked over layers."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
 
 
 def parameter_groups(config: ModelConfig) -> list[Group]:
@@ -68,19 +86,30 @@ def parameter_groups(config: ModelConfig) -> list[Group]:
 
 def is_converted(directory: Path) -> bool:
     """Whether a directory is what `write_checkpoint` writes."""
+    _recover(directory)
     return (Path(directory) / HEADER).is_file()
 
 
 def _read_header(directory: Path) -> dict[str, Any]:
+    _recover(directory)
     file = Path(directory) / HEADER
     try:
-        header = json.loads(file.read_text())
-        version = header["format_version"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file}: not the header of a converted checkpoint ({error})") from error
+        header = read_json(file)
+        version = header.get("format_version")
+    except InputError as error:
+        raise DamagedError(f"{error}: not the header of a converted checkpoint") from error
     if version != FORMAT_VERSION:
-        raise InputError(f"{file}: format version must be {FORMAT_VERSION}; got {version}; convert again")
+        rule = f"format version must be {FORMAT_VERSION}"
+        raise DamagedError(f"{file}: {rule}; got {shown(version)}; convert again")
+    if header != seal(header):
+        raise DamagedError(f"{file}: must be as it was written; it is damaged or was edited: convert again")
     return header
+
+
+def seal(header: dict[str, Any]) -> dict[str, Any]:
+    """The header with its own digest: no other part of a checkpoint can tell what is true of it."""
+    rest = {name: value for name, value in header.items() if name != "sha256"}
+    return rest | {"sha256": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()}
 
 
 def read_config(directory: Path) -> ModelConfig:
@@ -98,26 +127,97 @@ def stored_dtypes(directory: Path) -> dict[str, np.dtype]:
     return {name: np.dtype(dtype) for name, dtype in _read_header(directory)["dtypes"].items()}
 
 
-def _restore(directory: Path, group: Group, shapes: dict[str, tuple[int, ...]], mesh: Mesh | None) -> dict:
-    """The group's parameters as stored: on the mesh, or as numpy arrays where there is none."""
-    if not group.names:
-        return {}
-    item, how = {}, {}
-    for name in group.names:
-        shape = shapes[name] if group.layer is None else shapes[name][1:]
-        sharding = None if mesh is None else parameter_sharding(name, shape, mesh)
-        item[name] = jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding)
-        if mesh is None:
-            how[name] = ocp.RestoreArgs(restore_type=np.ndarray)
-        else:
-            how[name] = ocp.ArrayRestoreArgs(sharding=sharding, global_shape=shape)
-    path = Path(directory).resolve() / group.path
-    restore = ocp.args.PyTreeRestore(item=item, restore_args=how, partial_restore=True)
+def check_files(directory: Path, unexpected: Iterable[str] = ()) -> None:
+    """Raises DamagedError unless every file is as it was written.
+
+    Of parameters' files only the sizes are looked at: their bytes are checked as they are read.
+
+    Args:
+      unexpected: names of files that would change what the others mean, such as a tokenizer's; one that
+        is there must have been written with the rest, if any of them was.
+    """
+    recorded, unexpected = _read_header(directory)["files"], set(unexpected)
+    for name, written in recorded.items():
+        file = Path(directory) / name
+        try:
+            now = _describe(directory, name)
+        except OSError as error:
+            raise DamagedError(f"{file}: cannot be read: {error.strerror or error}; convert again") from error
+        if now != written:
+            raise DamagedError(f"{file}: must be as it was written; it changed: convert again")
+    for name in unexpected - set(recorded) if unexpected & set(recorded) else ():
+        if (file := Path(directory) / name).exists():
+            raise DamagedError(f"{file}: was not there when the checkpoint was written: convert again")
+
+
+def was_damaged(directory: Path) -> bool:
+    """Whether a parameter was found damaged when it was read, as far as that could be noted."""
+    return (Path(directory) / DAMAGED).exists()
+
+
+def _describe(directory: Path, name: str) -> dict[str, Any]:
+    """What `check_files` holds a file against: its size and, unless it holds parameters, its digest."""
+    file = Path(directory) / name
+    size = file.stat().st_size
+    if name.startswith("params/"):
+        return {"size": size}
+    with open(file, "rb") as stream:
+        return {"size": size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
+def _array(group: Path, name: str, shape: Sequence[int], dtype: np.dtype) -> dict[str, Any]:
+    """tensorstore's description of one parameter in a group's directory."""
+    chunk = list(shape)
+    while math.prod(chunk) * dtype.itemsize > CHUNK_BYTES:
+        longest = chunk.index(max(chunk))
+        chunk[longest] = -(-chunk[longest] // 2)
+    little_endian = {"name": "bytes", "configuration": {"endian": "little"}}
+    return {
+        "driver": "zarr3",
+        "kvstore": {
+            "driver": "ocdbt",
+            "base": {"driver": "file", "path": f"{group.resolve().as_posix()}/"},
+            "path": f"{name}/",
+        },
+        "metadata": {
+            "shape": list(shape),
+            "data_type": dtype.name,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
+            "codecs": [little_endian, {"name": "crc32c"}],
+        },
+        "fill_missing_data_reads": False,
+    }
+
+
+def _restore(
+    directory: Path, group: Group, chosen: dict[str, Stored], mesh: Mesh | None
+) -> dict[str, np.ndarray | Array]:
+    """Of the group's parameters the chosen ones: on the mesh, or as numpy arrays where there is none."""
+    path, reads = Path(directory) / group.path, {}
+    context = ts.Context()  # of its own: nothing is remembered of a checkpoint that was here before
     try:
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            return checkpointer.restore(path, args=restore)
+        for name in chosen.keys() & group.names:
+            shape, dtype = chosen[name]
+            shape = shape if group.layer is None else shape[1:]
+            array = ts.open(_array(path, name, shape, dtype), open=True, context=context).result()
+            reads[name] = array.read() if mesh is None else _restore_on(mesh, name, array)
+        return {name: read.result() if mesh is None else read for name, read in reads.items()}
     except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: cannot be read: {_first_line(error)}") from error
+        with contextlib.suppress(OSError):
+            (Path(directory) / DAMAGED).touch()
+        raise DamagedError(f"{path}: cannot be read: {_reason(error)}; convert again") from error
+
+
+def _restore_on(mesh: Mesh, name: str, array: ts.TensorStore) -> Array:
+    """Of what this process's devices hold, every part is read once."""
+    parts: dict[str, np.ndarray] = {}
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        if str(index) not in parts:
+            parts[str(index)] = array[index].read().result()
+        return parts[str(index)]
+
+    return jax.make_array_from_callback(array.shape, parameter_sharding(name, array.shape, mesh), read)
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -130,13 +230,19 @@ def _insert(stacks: dict[str, Array], layer: dict[str, Array], index: Int[Array,
     return {name: update(stack, layer[name].astype(stack.dtype)) for name, stack in stacks.items()}
 
 
-def _chosen(directory: Path, names: Sequence[str] | None) -> tuple[ModelConfig, dict[str, tuple[int, ...]]]:
-    config = read_config(directory)
+def _chosen(directory: Path, names: Sequence[str] | None) -> tuple[ModelConfig, dict[str, Stored]]:
+    """The config, and all parameters or the named ones."""
+    header = _read_header(directory)
+    config = ModelConfig.from_json(json.dumps(header["config"]))
     shapes = parameter_shapes(config)
     unknown = set(names or ()) - set(shapes)
     if unknown:
         raise ValueError(f"parameters are {', '.join(shapes)}; got {', '.join(sorted(unknown))}")
-    return config, {name: shape for name, shape in shapes.items() if names is None or name in names}
+    return config, {
+        name: Stored(shape, np.dtype(header["dtypes"][name]))
+        for name, shape in shapes.items()
+        if names is None or name in names
+    }
 
 
 def read_parameters(
@@ -156,17 +262,16 @@ def read_parameters(
 
     Raises InputError where a file is missing or damaged, ValueError for a name the model has not.
     """
-    config, shapes = _chosen(directory, names)
-    dtypes = {name: np.dtype(dtype or stored) for name, stored in stored_dtypes(directory).items()}
+    config, chosen = _chosen(directory, names)
+    dtypes = {name: np.dtype(dtype or stored.dtype) for name, stored in chosen.items()}
     stacks = {
         name: jnp.zeros(shape, dtypes[name], device=mesh and parameter_sharding(name, shape, mesh))
-        for name, shape in shapes.items()
+        for name, (shape, _) in chosen.items()
         if name.startswith("blocks.")
     }
     result = {}
     for group in parameter_groups(config):
-        group = group._replace(names=tuple(name for name in group.names if name in shapes))
-        arrays = _restore(directory, group, shapes, mesh)
+        arrays = _restore(directory, group, chosen, mesh)
         if group.layer is None:
             result |= {name: jnp.asarray(array.astype(dtypes[name])) for name, array in arrays.items()}
         elif arrays:
@@ -183,10 +288,9 @@ def read_layer(
     mesh: Mesh | None = None,
 ) -> dict[str, Array]:
     """Name -> array, without the L axis, of one layer's parameters (``blocks.*``); reads only those."""
-    config, shapes = _chosen(directory, names)
+    config, chosen = _chosen(directory, names)
     group = next(group for group in parameter_groups(config) if group.layer == layer)
-    group = group._replace(names=tuple(name for name in group.names if name in shapes))
-    arrays = _restore(directory, group, shapes, mesh)
+    arrays = _restore(directory, group, chosen, mesh)
     return {name: jnp.asarray(array.astype(dtype or array.dtype)) for name, array in arrays.items()}
 
 
@@ -226,14 +330,17 @@ def write_checkpoint(
         with _writing(directory):
             for file in copied_files:
                 shutil.copyfile(file, temporary / file.name)
-            (temporary / HEADER).write_text(json.dumps(header, indent=2))
+            files = [file.relative_to(temporary) for file in temporary.rglob("*") if file.is_file()]
+            names = sorted(file.as_posix() for file in files)
+            header["files"] = {name: _describe(temporary, name) for name in names}
+            (temporary / HEADER).write_text(json.dumps(seal(header), indent=2), encoding="utf-8")
 
 
 def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    handler = ocp.PyTreeCheckpointHandler(use_zarr3=True, use_compression=False)
-    chunks = {name: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES) for name in arrays}
-    with ocp.Checkpointer(handler) as checkpointer:
-        checkpointer.save(path, args=ocp.args.PyTreeSave(arrays, save_args=chunks))
+    with ts.Transaction() as transaction:
+        for name, array in arrays.items():
+            spec = _array(path, name, array.shape, array.dtype)
+            ts.open(spec, create=True, transaction=transaction).result().write(array).result()
 
 
 @contextlib.contextmanager
@@ -241,8 +348,16 @@ def _writing(directory: Path) -> Iterator[None]:
     """Whatever writing raises is the disk's fault: tensorstore reports a full one as a ValueError."""
     try:
         yield
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
-        raise InputError(f"{directory}: cannot be written: {_first_line(error)}") from error
+        raise InputError(f"{directory}: cannot be written: {_reason(error)}") from error
+
+
+def _sibling(directory: Path, what: str) -> Path:
+    """A name beside a checkpoint that is only ever ours."""
+    directory = Path(directory).resolve()
+    return directory.parent / f".{directory.name}.headjax-{what}"
 
 
 @contextlib.contextmanager
@@ -253,21 +368,19 @@ def _replacing(directory: Path) -> Iterator[Path]:
     killed run left is found and removed, and two runs do not write the same checkpoint.
     """
     directory = directory.resolve()
-    if directory.exists() and not (is_converted(directory) or _is_empty(directory)):
-        raise InputError(f"{directory}: only a converted checkpoint is replaced; this is something else")
-    new, old = (directory.with_name(f".{directory.name}.{age}") for age in ("new", "old"))
-    with _writing(directory):
-        new.mkdir(parents=True, exist_ok=True)
-        lock = os.open(new, os.O_RDONLY)
-    try:
-        if not _take_lock(lock, new):
-            raise InputError(f"{directory}: is being written by another process")
+    new, old = _sibling(directory, "new"), _sibling(directory, "old")
+    with contextlib.ExitStack() as stack:
+        with _writing(directory):
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            if not stack.enter_context(hold_lock(_sibling(directory, "lock"))):
+                raise InputError(f"{directory}: is being written by another process")
+            _put_back(directory)
+            if directory.exists() and not _is_replaceable(directory):
+                raise InputError(f"{directory}: only a converted checkpoint is replaced; this is something else")
+            for left in (new, old):
+                shutil.rmtree(left, ignore_errors=True)
+            new.mkdir()
         try:
-            with _writing(directory):
-                _clear(new)
-                if old.exists() and not directory.exists():  # killed between the two renames below
-                    os.rename(old, directory)
-                shutil.rmtree(old, ignore_errors=True)
             yield new
             with _writing(directory):
                 if directory.exists():
@@ -275,37 +388,36 @@ def _replacing(directory: Path) -> Iterator[Path]:
                 try:
                     os.rename(new, directory)
                 except OSError:
-                    if old.exists():
-                        os.rename(old, directory)
+                    _put_back(directory)
                     raise
-            shutil.rmtree(old, ignore_errors=True)
-        except BaseException:
+        finally:
             shutil.rmtree(new, ignore_errors=True)
-            raise
-    finally:
-        os.close(lock)
+        shutil.rmtree(old, ignore_errors=True)
 
 
-def _take_lock(lock: int, directory: Path) -> bool:
-    """Whether the open directory is now ours alone, and still has its name."""
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return os.path.samestat(os.fstat(lock), os.stat(directory))
-    except OSError:
-        return False
+def _put_back(directory: Path) -> None:
+    """Undoes the first of two renames, where a writer was killed before the second. Under its lock."""
+    if (old := _sibling(directory, "old")).exists() and not directory.exists():
+        os.rename(old, directory)
 
 
-def _clear(directory: Path) -> None:
-    for entry in directory.iterdir():
-        if entry.is_dir():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+def _recover(directory: Path) -> None:
+    """Puts back a checkpoint that a writer moved aside before it was killed, if there is such a one."""
+    directory = Path(directory)
+    if not directory.exists() and _sibling(directory, "old").exists():
+        # Where the writer lives, the new one takes its place within the second.
+        with contextlib.suppress(OSError), hold_lock(_sibling(directory, "lock"), timeout=1) as held:
+            if held:
+                _put_back(directory)
 
 
-def _is_empty(directory: Path) -> bool:
-    return directory.is_dir() and not any(directory.iterdir())
+def _is_replaceable(directory: Path) -> bool:
+    """Whether nothing but a converted checkpoint is lost with a directory, be it one without its header."""
+    parts = all((directory / part).is_dir() for part in ("params/embed", "params/final"))
+    return is_converted(directory) or parts or (directory.is_dir() and not any(directory.iterdir()))
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _reason(error: Exception) -> str:
+    """What an error says, without the state of tensorstore that it prints after it."""
+    said = str(error).partition(" [")[0].partition("\n")[0]
+    return shown(ValueError(said or type(error).__name__))

@@ -2,7 +2,10 @@
 
 import dataclasses
 import json
-from typing import Any, Literal
+from typing import Literal
+
+from headjax.errors import InputError
+from headjax.io import json_object, parse_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +65,12 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, text: str) -> "ModelConfig":
-        """Reads what `to_json` wrote. Raises TypeError for a field that does not exist."""
-        fields: dict[str, Any] = json.loads(text)
-        if fields["rotary"] is not None:
-            scaling = fields["rotary"].pop("scaling")
-            fields["rotary"] = Rotary(**fields["rotary"], scaling=scaling and Llama3Scaling(**scaling))
-        return cls(**fields)
+        """Reads what `to_json` wrote. Raises InputError for anything else."""
+        fields = json_object(parse_json(text, "a model's configuration"), "a model's configuration")
+        try:
+            if fields["rotary"] is not None:
+                scaling = fields["rotary"].pop("scaling")
+                fields["rotary"] = Rotary(**fields["rotary"], scaling=scaling and Llama3Scaling(**scaling))
+            return cls(**fields)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise InputError(f"a model's configuration has the fields that were written; {error}") from error

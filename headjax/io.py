@@ -2,11 +2,15 @@
 
 import json
 import os
+import re
+import secrets
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
+
+from filelock import FileLock, Timeout
 
 from headjax.errors import InputError, shown
 
@@ -83,7 +87,7 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
     Missing directories are made. Raises InputError where the system refuses: full disk, no permission.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".headjax-{os.getpid()}-{secrets.token_hex(4)}.tmp")
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -95,6 +99,42 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{path} must be writable; {error.strerror or error}") from error
+
+
+def remove_temporary(directory: Path) -> None:
+    """Removes what `atomic_write` left in a directory when it was killed; nothing else looks like that.
+
+    Only for who holds the lock under which the directory is written: another's file may be alive.
+    """
+    for file in directory.glob(".headjax-*.tmp"):
+        if re.fullmatch(r"\.headjax-\d+-[0-9a-f]{8}\.tmp", file.name):
+            file.unlink(missing_ok=True)
+
+
+@contextmanager
+def hold_lock(path: Path, timeout: float = 0.0) -> Iterator[bool]:
+    """Whether this process is now the only one that holds the lock of that name, until the block ends.
+
+    The lock is of the operating system: it ends with the process, however that ends. The file is gone
+    afterwards. Raises OSError where the file cannot be made.
+
+    Args:
+      timeout: seconds to wait for another holder.
+    """
+    lock = FileLock(path, timeout=timeout)
+    try:
+        lock.acquire()
+        # Its last holder may have removed the file between our opening and our locking it.
+        held = path.exists()
+    except Timeout:
+        held = False
+    try:
+        yield held
+    finally:
+        if held:
+            with suppress(OSError):  # Windows removes it as it is let go
+                path.unlink()
+        lock.release()
 
 
 def safe_name(*words: str) -> str:

@@ -15,7 +15,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from headjax.checkpoint import is_converted, read_config, read_parameters, read_provenance
+from headjax.checkpoint import (
+    DamagedError,
+    check_files,
+    is_converted,
+    read_config,
+    read_parameters,
+    read_provenance,
+    was_damaged,
+)
 from headjax.errors import InputError
 from headjax.model import Transformer, build_model
 
@@ -97,8 +105,9 @@ def find_source(name: str | Path) -> Source:
     without config.json, and where the Hub does not give the model.
     """
     directory = Path(name).expanduser()
+    converted = is_converted(directory)
     if directory.is_dir():
-        if not is_converted(directory) and not (directory / "config.json").is_file():
+        if not converted and not (directory / "config.json").is_file():
             raise InputError(f"{directory}: a checkpoint directory holds config.json; this one does not")
         directory = directory.resolve()
         return Source(directory, str(directory), None)
@@ -172,11 +181,12 @@ def ensure_converted(
 ) -> Path:
     """A model's converted checkpoint, made by `convert(name, directory)` where none is up to date.
 
-    They are kept in `checkpoint_dir`, by default $HEADJAX_CACHE or ~/.cache/headjax/checkpoints. A
-    converted directory is its own.
+    They are kept in `checkpoint_dir`, by default $HEADJAX_CACHE or ~/.cache/headjax/checkpoints; a damaged
+    one is made again. A converted directory is its own. Raises InputError where that one is damaged.
     """
     source = find_source(name)
     if is_converted(source.directory):
+        check_files(source.directory, TOKENIZER_FILES)
         return source.directory
     root = checkpoint_dir or os.environ.get("HEADJAX_CACHE") or "~/.cache/headjax/checkpoints"
     label = source.id.replace("/", "--")
@@ -194,8 +204,12 @@ def _is_current(converted: Path, source: Path) -> bool:
     if not is_converted(converted):
         return False
     try:
+        check_files(converted, TOKENIZER_FILES)
+        if was_damaged(converted):
+            raise DamagedError(f"{converted}: was found damaged when it was read")
         files = read_provenance(converted)["files"]
-    except InputError:  # of another format version, or damaged
+    except DamagedError as error:  # or of another format version
+        print(f"{error}; converting it again", file=sys.stderr)
         return False
     weights = next((name for name in WEIGHT_FILES if (source / name).is_file()), None)
     tokenizer = {name for name in TOKENIZER_FILES if (source / name).is_file()}
@@ -251,6 +265,11 @@ def load_model(
     Raises InputError where there is no such model or its files do not fit.
     """
     directory = ensure_converted(name, checkpoint_dir, _convert_in_subprocess)
+    try:
+        parameters = read_parameters(directory, dtype=dtype, mesh=mesh)
+    except DamagedError:  # one of the cache is converted again, any other refused again
+        directory = ensure_converted(name, checkpoint_dir, _convert_in_subprocess)
+        parameters = read_parameters(directory, dtype=dtype, mesh=mesh)
     config = read_config(directory)
     config = dataclasses.replace(config, precision=precision, implementation=implementation)
-    return build_model(config, read_parameters(directory, dtype=dtype, mesh=mesh))
+    return build_model(config, parameters)
