@@ -104,7 +104,9 @@ def _open_safetensors(file: Path) -> list[Tensor]:
         dtype, shape, offset = fields["dtype"], tuple(fields["shape"]), fields["data_offsets"][0]
         if not isinstance(dtype, str):
             raise InputError(f"{file}, header, {shown(name)}: a dtype is text; got {shown(dtype)}")
-        tensors.append(Tensor(name, file, shape, dtype, _reader(file, name, shape, dtype, 8 + length + offset)))
+        tensors.append(
+            Tensor(name, file, shape, dtype, _reader(file, name, shape, dtype, 8 + length + offset))
+        )
     return tensors
 
 

@@ -185,7 +185,9 @@ def _array(group: Path, name: str, shape: Sequence[int], dtype: np.dtype) -> dic
             "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
             "codecs": [little_endian, {"name": "crc32c"}],
         },
+        # A chunk that is absent is damage, not zeros.
         "fill_missing_data_reads": False,
+        "store_data_equal_to_fill_value": True,
     }
 
 
@@ -337,10 +339,12 @@ def write_checkpoint(
 
 
 def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    context = ts.Context()  # shared, so that all of them are one database
     with ts.Transaction() as transaction:
         for name, array in arrays.items():
             spec = _array(path, name, array.shape, array.dtype)
-            ts.open(spec, create=True, transaction=transaction).result().write(array).result()
+            opened = ts.open(spec, create=True, transaction=transaction, context=context).result()
+            opened.write(array).result()
 
 
 @contextlib.contextmanager
@@ -376,7 +380,9 @@ def _replacing(directory: Path) -> Iterator[Path]:
                 raise InputError(f"{directory}: is being written by another process")
             _put_back(directory)
             if directory.exists() and not _is_replaceable(directory):
-                raise InputError(f"{directory}: only a converted checkpoint is replaced; this is something else")
+                raise InputError(
+                    f"{directory}: only a converted checkpoint is replaced; this is something else"
+                )
             for left in (new, old):
                 shutil.rmtree(left, ignore_errors=True)
             new.mkdir()
@@ -406,7 +412,7 @@ def _recover(directory: Path) -> None:
     directory = Path(directory)
     if not directory.exists() and _sibling(directory, "old").exists():
         # Where the writer lives, the new one takes its place within the second.
-        with contextlib.suppress(OSError), hold_lock(_sibling(directory, "lock"), timeout=1) as held:
+        with contextlib.suppress(OSError), hold_lock(_sibling(directory, "lock"), timeout=1.0) as held:
             if held:
                 _put_back(directory)
 

@@ -1,11 +1,14 @@
 """Reading a converted checkpoint: all of it, some of it, one layer of it; on one device and on eight."""
 
+import dataclasses
+import errno
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -14,9 +17,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from checkpoints_convert import convert
+from checkpoints_convert import convert, ensure
 from headjax import load_model
 from headjax.checkpoint import (
+    check_files,
     is_converted,
     parameter_groups,
     read_config,
@@ -53,6 +57,7 @@ CONFIG = ModelConfig(
     parallel_residual=False,
     tied_embeddings=False,
 )
+TINY = dataclasses.replace(CONFIG, n_layers=1, d_mlp=5, vocab_size=7)
 
 
 def random_parameters(config: ModelConfig) -> dict[str, np.ndarray]:
@@ -62,7 +67,9 @@ def random_parameters(config: ModelConfig) -> dict[str, np.ndarray]:
     }
 
 
-def write(directory: Path, config: ModelConfig, parameters: dict[str, np.ndarray]) -> None:
+def write(
+    directory: Path, config: ModelConfig, parameters: dict[str, np.ndarray], files: Sequence[Path] = ()
+) -> None:
     write_checkpoint(
         directory,
         config,
@@ -72,6 +79,7 @@ def write(directory: Path, config: ModelConfig, parameters: dict[str, np.ndarray
             name: parameters[name] if group.layer is None else parameters[name][group.layer]
             for name in group.names
         },
+        files,
     )
 
 
@@ -215,19 +223,141 @@ def test_a_split_model_gives_the_same_logits(written):
     assert_close(sharded(tokens).logits, whole(tokens).logits)
 
 
-def test_a_damaged_checkpoint_is_named(written, tmp_path: Path):
-    directory = tmp_path / "copy"
-    shutil.copytree(written[0], directory)
-    shutil.rmtree(directory / "params" / "blocks" / "001")
-    with pytest.raises(InputError, match=r"copy/params/blocks/001: cannot be read: "):
-        read_parameters(directory)
-    header = json.loads((directory / "headjax.json").read_text())
-    (directory / "headjax.json").write_text(json.dumps(header | {"format_version": 0}))
-    with pytest.raises(InputError, match=r"headjax.json: format version must be 1; got 0; convert again"):
-        read_config(directory)
-    (directory / "headjax.json").write_text("{")
-    with pytest.raises(InputError, match=r"headjax.json: not the header of a converted checkpoint"):
-        read_config(directory)
+@pytest.fixture
+def copied(written, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(written[0], tmp_path / "copy"))
+
+
+def test_a_damaged_checkpoint_is_named(copied: Path):
+    shutil.rmtree(copied / "params" / "blocks" / "001")
+    with pytest.raises(InputError, match=r"copy/params/blocks/001/.*: cannot be read: .*; convert again"):
+        check_files(copied)
+    with pytest.raises(InputError, match=r"copy/params/blocks/001: cannot be read: .*; convert again"):
+        read_parameters(copied)
+
+
+def with_header(**changes) -> Callable[[Path], object]:
+    def edit(file: Path) -> None:
+        file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | changes), "utf-8")
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (with_header(format_version=0), "headjax.json: format version must be 2; got 0; convert again"),
+        (with_header(config={}), "headjax.json: must be as it was written; it is damaged or was edited"),
+        (with_header(dtypes={}), "headjax.json: must be as it was written; it is damaged or was edited"),
+        (lambda file: file.write_text("{"), "headjax.json: not valid JSON: .*not the header of a converted"),
+        (lambda file: file.write_text("[1]"), r"must hold a JSON object; got \[1\]: not the header of"),
+        (lambda file: file.write_bytes(file.read_bytes()[:300]), "headjax.json: not valid JSON"),
+        (lambda file: file.unlink(), "headjax.json: cannot be read: No such file"),
+        (
+            lambda file: file.write_text(file.read_text().replace("1e-05", "1e-06")),
+            "it is damaged or was edited",
+        ),
+        (
+            lambda file: file.write_text(file.read_text().replace('"n_layers": 3', '"n_layers": 2')),
+            "was edited",
+        ),
+    ],
+)
+def test_a_damaged_header_is_refused(copied: Path, damage: Callable[[Path], object], message: str):
+    damage(copied / "headjax.json")
+    for read in (read_config, read_provenance, stored_dtypes, read_parameters, check_files):
+        with pytest.raises(InputError, match=message):
+            read(copied)
+
+
+def test_a_config_that_was_not_written_by_us_is_refused():
+    fields = json.loads(CONFIG.to_json())
+    assert ModelConfig.from_json(json.dumps(fields)) == CONFIG
+    for wrong in ([], {}, fields | {"depth": 3}, fields | {"rotary": 3}, fields | {"rotary": {"scaling": 1}}):
+        with pytest.raises(InputError, match="a model's configuration"):
+            ModelConfig.from_json(json.dumps(wrong))
+
+
+def test_every_flipped_bit_of_a_parameter_is_found(tmp_path: Path):
+    """In whatever file of a layer, wherever in it: refused, or not of what is read."""
+    write(tmp_path, TINY, random_parameters(TINY))
+    expected = read_layer(tmp_path, 0)
+    files = [file for file in (tmp_path / "params" / "blocks" / "000").rglob("*") if file.is_file()]
+    rng = np.random.default_rng(8)
+    refused = []
+    for number in range(60):
+        file = files[number % len(files)]
+        whole = file.read_bytes()
+        damaged = bytearray(whole)
+        damaged[rng.integers(len(whole))] ^= 1 << rng.integers(8)
+        file.write_bytes(damaged)
+        try:
+            actual = read_layer(tmp_path, 0)
+        except InputError as error:
+            refused.append(str(error))
+        else:
+            for name, array in expected.items():
+                np.testing.assert_array_equal(actual[name], array)
+        file.write_bytes(whole)
+    assert len(refused) > 50
+    assert all("blocks/000: cannot be read" in message and len(message) < 500 for message in refused)
+
+
+def test_files_beside_the_parameters_are_checked(written, tmp_path: Path):
+    (tmp_path / "tokenizer.json").write_text('{"a": 1}')
+    write(tmp_path / "model", CONFIG, written[1], [tmp_path / "tokenizer.json"])
+    unexpected = ("added_tokens.json", "tokenizer.json")
+    check_files(tmp_path / "model", unexpected)
+    (tmp_path / "model" / "notes.md").write_text("mine")
+    check_files(tmp_path / "model", unexpected)
+    (tmp_path / "model" / "added_tokens.json").write_text("{}")
+    with pytest.raises(InputError, match=r"added_tokens.json: was not there when the checkpoint was written"):
+        check_files(tmp_path / "model", unexpected)
+    (tmp_path / "model" / "added_tokens.json").unlink()
+    (tmp_path / "model" / "tokenizer.json").write_text('{"a": 2}')
+    with pytest.raises(InputError, match=r"tokenizer.json: must be as it was written; it changed: convert"):
+        check_files(tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=r"tokenizer.json: cannot be read: No such file"):
+        check_files(tmp_path / "model")
+
+
+def test_a_damaged_one_is_converted_again_in_the_cache_and_refused_by_name(
+    tmp_path: Path, capfd, monkeypatch
+):
+    monkeypatch.setattr("headjax.zoo._convert_in_subprocess", convert)  # in this process it is quicker
+    torch_oracle.save_model("gpt2", tmp_path / "hf")
+    capfd.readouterr()
+    converted = ensure(tmp_path / "hf", tmp_path / "cache")
+    embedding = np.array(load_model(converted).W_E)
+    assert capfd.readouterr().err == ""
+
+    def flip(file: Path) -> None:
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+
+    def largest() -> Path:
+        return max((converted / "params" / "embed").rglob("*"), key=lambda file: file.stat().st_size)
+
+    damages = (
+        lambda: flip(largest()),
+        lambda: largest().write_bytes(b""),
+        lambda: (converted / "headjax.json").write_text("{"),
+        lambda: (converted / "headjax.json").unlink(),
+        lambda: (converted / "config.json").write_text("{}"),
+    )
+    for damage in damages:
+        damage()
+        if is_converted(converted):
+            with pytest.raises(InputError):
+                load_model(converted)
+        model = load_model(tmp_path / "hf", checkpoint_dir=tmp_path / "cache")
+        np.testing.assert_array_equal(model.W_E, embedding)
+        np.testing.assert_array_equal(load_model(converted).W_E, embedding)
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == len(damages) - 1  # without a header nothing was known to be there
+    assert all(line.endswith("; converting it again") for line in said)
 
 
 class Interrupted(Exception):
@@ -248,8 +378,8 @@ def test_an_interrupted_write_leaves_what_was_there(tmp_path: Path):
 
 
 def test_a_write_that_cannot_take_its_place_leaves_what_was_there(tmp_path: Path, monkeypatch):
-    directory, parameters = tmp_path / "model", random_parameters(CONFIG)
-    write(directory, CONFIG, parameters)
+    directory, parameters = tmp_path / "model", random_parameters(TINY)
+    write(directory, TINY, parameters)
     rename, calls = os.rename, []
 
     def fail_the_second_time(*paths):
@@ -261,9 +391,76 @@ def test_a_write_that_cannot_take_its_place_leaves_what_was_there(tmp_path: Path
     with monkeypatch.context() as patched:
         patched.setattr("headjax.checkpoint.os.rename", fail_the_second_time)
         with pytest.raises(InputError, match="model: cannot be written: no such luck"):
-            write(directory, CONFIG, {name: 2 * array for name, array in parameters.items()})
+            write(directory, TINY, {name: 2 * array for name, array in parameters.items()})
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
     np.testing.assert_array_equal(read_parameters(directory)["embed.W_E"], parameters["embed.W_E"])
+
+
+def test_a_write_killed_at_any_step_leaves_the_old_or_the_new_one(tmp_path: Path, monkeypatch):
+    """What is on the disk before and after every change of a directory's name or end is looked at later."""
+    home = tmp_path / "home"
+    old = random_parameters(TINY)
+    new = {name: 2 * array for name, array in old.items()}
+    write(home / "model", TINY, old)
+    snapshots: list[Path] = []
+
+    def watched(change: Callable) -> Callable:
+        def wrapped(*arguments, **options):
+            def look() -> None:
+                snapshots.append(shutil.copytree(home, tmp_path / f"snapshot{len(snapshots)}"))
+
+            look()
+            change(*arguments, **options)
+            look()
+
+        return wrapped
+
+    with monkeypatch.context() as patched:
+        for name in ("os.rename", "shutil.rmtree"):
+            module, function = name.split(".")
+            original = getattr({"os": os, "shutil": shutil}[module], function)
+            patched.setattr(f"headjax.checkpoint.{name}", watched(original))
+        write(home / "model", TINY, new)
+    states = [{file.name for file in snapshot.iterdir()} for snapshot in snapshots]
+    assert {".model.headjax-lock", ".model.headjax-new", ".model.headjax-old"} in states  # between the two
+    found = []
+    for snapshot in snapshots:
+        assert is_converted(snapshot / "model")
+        check_files(snapshot / "model")
+        found.append(float(read_parameters(snapshot / "model", ["embed.W_E"])["embed.W_E"][0, 0]))
+        write(snapshot / "model", TINY, old)
+        assert [file.name for file in snapshot.iterdir()] == ["model"]
+    before, after = (float(parameters["embed.W_E"][0, 0]) for parameters in (old, new))
+    assert found == sorted(found, key=[before, after].index)
+    assert set(found) == {before, after}
+
+
+@pytest.mark.parametrize(
+    "raised", [OSError(errno.ENOSPC, "No space left on device"), ValueError("RESOURCE_EXHAUSTED: x")]
+)
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch, raised: Exception):
+    def full(*_arguments, **_options):
+        raise raised
+
+    directory = tmp_path / "model"
+    write(directory, TINY, random_parameters(TINY))
+    for place in ("ts.open", "shutil.copyfile", "Path.write_text"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"headjax.checkpoint.{place}", full)
+            with pytest.raises(InputError, match=r"model: cannot be written: .*(No space left|EXHAUSTED)"):
+                write(directory, TINY, random_parameters(TINY), [Path(__file__)])
+        assert [file.name for file in tmp_path.iterdir()] == ["model"]
+        check_files(directory)
+
+
+def test_names_beside_a_checkpoint_that_are_not_ours_are_left_alone(tmp_path: Path):
+    for name in (".model.new", ".model.old", ".model.lock"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.tex").write_text("years")
+    for _ in range(2):
+        write(tmp_path / "model", TINY, random_parameters(TINY))
+    for name in (".model.new", ".model.old", ".model.lock"):
+        assert (tmp_path / name / "thesis.tex").read_text() == "years"
 
 
 WRITE_AND_DIE = """
@@ -288,8 +485,9 @@ def test_a_killed_write_is_locked_while_it_lives_and_cleared_after(written, tmp_
             write(directory, CONFIG, parameters)
         process.stdin.write(b"x")
     assert process.returncode == -signal.SIGKILL
-    assert [file.name for file in tmp_path.iterdir()] == [".model.new"]
-    (tmp_path / ".model.new" / "stale").mkdir()
+    left = sorted(file.name for file in tmp_path.iterdir())
+    assert left == [".model.headjax-lock", ".model.headjax-new"]
+    (tmp_path / ".model.headjax-new" / "stale").mkdir()
     write(directory, CONFIG, parameters)
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
     assert not (directory / "stale").exists()
