@@ -86,7 +86,7 @@ def read_circuits(config: RunConfig) -> Found:
     path = Path(config.out) / "circuits.csv"
     found: dict[tuple[str, str], list[FoundHead]] = {}
     if path.is_file():
-        with open(path, newline="") as file:
+        with open(path, newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 one = FoundHead(
                     Head.parse(row["head"]), int(row["stage"]), row["input"], float(row["effect"])

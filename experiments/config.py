@@ -3,7 +3,6 @@
 import dataclasses
 import difflib
 import importlib.util
-import json
 import re
 import types
 import typing
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from experiments.published import COMPARISONS
 from headjax.errors import InputError
+from headjax.io import parse_json
 from kernels.head_attention import IMPLEMENTATIONS
 
 ANALYSES = (
@@ -300,8 +300,8 @@ def _parse(name: str, text: str, kind: object) -> object:
     if str in options:
         return text
     try:
-        value = json.loads(text.lower())
-    except ValueError:
+        value = parse_json(text.lower(), name)
+    except InputError:
         value = None
     if value is None or not any(_is_a(value, option) for option in options):
         raise InputError(f"field {name!r} must be {_describe(kind)}; got {text!r}")
@@ -310,8 +310,8 @@ def _parse(name: str, text: str, kind: object) -> object:
 
 def _parse_list(name: str, text: str) -> tuple[str, ...]:
     try:
-        words = json.loads(text)
-    except ValueError as error:
+        words = parse_json(text, name)
+    except InputError as error:
         raise InputError(
             f"field {name!r} must be a JSON list where it begins with [; got {text!r}"
         ) from error

@@ -3,7 +3,6 @@
 python -m experiments.draw out/demo
 """
 
-import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,7 +22,7 @@ from headjax.circuits import Circuit
 from headjax.curve_tables import CurveRow
 from headjax.errors import InputError, run_main
 from headjax.grid import SUPPRESSION, GridSet, HeadGrid, load_npz
-from headjax.io import safe_name
+from headjax.io import json_object, read_json, safe_name
 from headjax.sweeps.path_patching import PERCENT
 
 # Beginnings of the kinds that have either sign.
@@ -225,10 +224,11 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"one argument is needed, the directory of a finished run; got {len(argv) - 1}")
     directory = Path(argv[1])
     try:
-        described = json.loads((directory / "run.json").read_text())
-    except (OSError, ValueError) as error:
+        described = read_json(directory / "run.json")
+    except InputError as error:
         raise InputError(f"{directory} must be the directory of a finished run; {error}") from error
-    config = config_from_json(described["config"] | {"out": str(directory)})
+    config = json_object(described.get("config"), f"{directory / 'run.json'}, config")
+    config = config_from_json(config | {"out": str(directory)})
     print("wrote", *draw_figures(load_npz(directory / "scores.npz"), config), sep="\n  ")
 
 

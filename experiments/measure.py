@@ -38,10 +38,10 @@ def usable_cores() -> int:
 
 def bytes_read() -> int:
     """Bytes that this process has read from files so far, as Linux counts them."""
-    return int(Path("/proc/self/io").read_text().split()[1])
+    return int(Path("/proc/self/io").read_text("utf-8").split()[1])
 
 
 def peak_resident() -> int:
     """Most resident memory of this process since it was started, in bytes; on Linux."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text("utf-8").splitlines()
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))

@@ -33,6 +33,7 @@ from experiments.planted_words import (
 from headjax.axes import Head
 from headjax.errors import InputError
 from headjax.grid import HeadGrid
+from headjax.io import read_json
 from headjax.relations import Relation
 
 VERSION = 1  # to be raised when the same words and seed give other files
@@ -117,7 +118,7 @@ def is_planted(directory: Path | str) -> bool:
 
 def read_record(directory: Path | str) -> dict:
     """planted.json of a planted checkpoint."""
-    return json.loads((Path(directory) / RECORD).read_text("utf-8"))
+    return read_json(Path(directory) / RECORD)
 
 
 def plan_heads(ids: Sequence[str], rng: np.random.Generator) -> list[Planting]:

@@ -73,7 +73,7 @@ def write_checkpoint(
     holes in the files, which cost no disk and read as zeros.
     """
     rng, places = np.random.default_rng(seed), {}
-    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "config.json").write_text(json.dumps(config), "utf-8")
     parts = shards(config)
     for i, shard in enumerate(parts):
         file = directory / f"model-{i + 1:05}-of-{len(parts):05}.safetensors"
@@ -92,7 +92,7 @@ def write_checkpoint(
                     _write_random(stream, rng, shape)
             stream.truncate(data + end)
     weight_map = {name: file.name for name, (file, _) in places.items()}
-    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}), "utf-8")
     return places
 
 

@@ -76,7 +76,7 @@ def write_curves(
 
 def read_curves(path: Path) -> list[tuple[str, CurveRow]]:
     """(model, point) of every row that `write_curves` wrote to ablation_curves.csv."""
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         _, *rows = csv.reader(file)
     return [
         (model, CurveRow(*texts[:3], int(texts[3]), texts[4], *map(float, texts[5:])))

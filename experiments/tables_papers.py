@@ -101,7 +101,7 @@ def read_universality(out: Path, name: str) -> list:
         return []
     row_type = UNIVERSALITY[name]
     types = [row_type.__annotations__[field] for field in row_type._fields]
-    with open(out / name, newline="") as file:
+    with open(out / name, newline="", encoding="utf-8") as file:
         _, *rows = csv.reader(file)
     return [row_type(*(kind(text) for kind, text in zip(types, row, strict=True))) for row in rows]
 
@@ -122,7 +122,7 @@ def write_comparison(grids: GridSet, config: RunConfig) -> tuple[list[Path], lis
 
 def read_comparison(path: Path) -> list[Comparison]:
     """The rows that `write_comparison` wrote."""
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         _, *rows = csv.reader(file)
     return [Comparison(*texts[:6], *map(float, texts[6:10]), texts[10]) for texts in rows]
 

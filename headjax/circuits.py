@@ -12,7 +12,7 @@ from pathlib import Path
 
 from headjax.axes import Head
 from headjax.errors import InputError
-from headjax.io import atomic_write
+from headjax.io import atomic_write, parse_json, read_text
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,8 @@ def read_circuit(path: str | Path) -> Circuit:
     ("L9H6", "9.10") or a pair [9, 10]; a bare number is refused, because 9.10 would be read as 9.1.
     """
     path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text) if path.suffix == ".json" else re.sub(r"#.*", "", text)
-    except OSError as error:
-        raise InputError(f"{path} must be a readable file of heads; {error.strerror or error}") from error
-    except ValueError as error:
-        raise InputError(f"{path} must hold UTF-8 text or JSON; {error}") from error
+    text = read_text(path)
+    content = parse_json(text, str(path)) if path.suffix == ".json" else re.sub(r"#.*", "", text)
     if not isinstance(content, dict):
         content = {"Marked heads": content}
     legend = content.pop("legend", f"Marked in {path.name}")

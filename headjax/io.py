@@ -35,6 +35,18 @@ def read_bytes(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     return content
 
 
+def read_text(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> str:
+    """A whole file of UTF-8 text, without its byte order mark. Raises InputError for any other file."""
+    return _decode(read_bytes(path, max_bytes), str(path))
+
+
+def _decode(content: bytes, name: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name}: must be UTF-8 text; byte {error.start} is not") from error
+
+
 def parse_json(content: bytes | str, name: str) -> Any:
     """The value that a JSON text stands for; `name` is what an error calls the text.
 
@@ -54,13 +66,11 @@ def parse_json(content: bytes | str, name: str) -> Any:
         raise InputError(f"{name}: JSON numbers are finite; got {constant}")
 
     try:
-        text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
+        text = _decode(content, name) if isinstance(content, bytes) else content
         value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
         # An escape such as \ud800 is the only way in for half of a surrogate pair.
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{name}: must be UTF-8 text; byte {error.start} is not") from error
     except UnicodeEncodeError as error:
         raise InputError(f"{name}: must hold whole characters; it holds half of a surrogate pair") from error
     except InputError:

@@ -4,7 +4,6 @@ Everything here is text; `prompts.batch_prompts` turns it into tokens. What is d
 from the seed alone.
 """
 
-import json
 import random
 import re
 from collections import defaultdict
@@ -15,6 +14,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from headjax.errors import InputError
+from headjax.io import parse_json, read_text
 from headjax.prompts import Prompt, TokenPairs, encode, word_tokens
 from headjax.relations import Relation
 from headjax.templates import DYNAMIC_TEMPLATES, SLOT, TASK_TEMPLATES
@@ -112,12 +112,7 @@ def read_prompts(path: Path | str) -> list[Prompt]:
     name without its ending stands for the relation. Raises InputError naming the line.
     """
     path = Path(path)
-    try:
-        lines = path.read_text("utf-8-sig").split("\n")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: a prompt file is UTF-8 text; byte {error.start} is not") from error
+    lines = read_text(path).split("\n")
     prompts = [
         _read_line(line, f"{path} line {number}", path.stem)
         for number, line in enumerate(lines, start=1)
@@ -129,10 +124,7 @@ def read_prompts(path: Path | str) -> list[Prompt]:
 
 
 def _read_line(line: str, name: str, relation: str) -> Prompt:
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{name}: not valid JSON: {error}") from error
+    fields = parse_json(line, name)
     if not isinstance(fields, dict):
         raise InputError(f"{name}: a line is an object such as {_LINE}; got {line.strip()[:40]}")
     for field in _REQUIRED:

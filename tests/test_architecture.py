@@ -62,6 +62,65 @@ def test_torch_is_only_needed_to_read_bin_files_and_in_benchmarks():
     }
 
 
+def test_text_is_utf8_on_every_system():
+    """Without `encoding` Python takes what the system happens to be set to."""
+    for package in OURS:
+        for file in files(package):
+            for call in ast.walk(ast.parse(file.read_text("utf-8"))):
+                if isinstance(call, ast.Call):
+                    assert names_encoding(call), f"{file}:{call.lineno} opens text without naming UTF-8"
+
+
+def names_encoding(call: ast.Call) -> bool:
+    """Whether a call opens no text, or says "utf-8" (or takes its options, as `**text`, from elsewhere)."""
+    name = getattr(call.func, "attr", getattr(call.func, "id", None))
+    of_path = isinstance(call.func, ast.Attribute)
+    if name == "open" and not (of_path and getattr(call.func.value, "id", "") not in ("Path", "io")):
+        mode = [*call.args[1:2], *(keyword.value for keyword in call.keywords if keyword.arg == "mode")]
+        if mode and "b" in getattr(mode[0], "value", ""):
+            return True
+        options = []
+    elif of_path and name in ("read_text", "write_text"):
+        options = call.args[0 if name == "read_text" else 1 :][:1]
+    else:
+        return True
+    options += [keyword.value for keyword in call.keywords if keyword.arg in ("encoding", None)]
+    return any(
+        getattr(option, "value", option) in ("utf-8", "utf-8-sig") or isinstance(option, ast.Name)
+        for option in options
+    )
+
+
+# What Python has on POSIX systems alone.
+POSIX_ONLY = ("fcntl", "grp", "posix", "pwd", "resource", "termios")
+IMPORT_ALL = """
+import builtins, importlib, sys
+original, ours, blocked = builtins.__import__, sys.argv[1].split(), sys.argv[2].split()
+def importing(name, globals=None, *rest, **options):
+    if name in blocked and (globals or {}).get("__name__", "").split(".")[0] in ours:
+        raise ImportError(f"{globals['__name__']} imports {name}")
+    return original(name, globals, *rest, **options)
+builtins.__import__ = importing
+for module in sys.argv[3:]:
+    importlib.import_module(module)
+"""
+
+
+def test_every_module_imports_without_what_only_posix_has():
+    modules = [
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for package in OURS
+        for file in files(package)
+        if file.name != "__main__.py" and not {m for m in imported_modules(file) if m.startswith("torch")}
+    ]
+    assert len(modules) > 80
+    arguments = [" ".join(OURS), " ".join(POSIX_ONLY), *modules]
+    result = subprocess.run(
+        [sys.executable, "-c", IMPORT_ALL, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
 def run_python(code: str, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True, timeout=120)
 

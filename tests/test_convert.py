@@ -17,7 +17,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from checkpoints_convert import convert, ensure
-from checkpoints_convert.engine import Source, open_source
+from checkpoints_convert.engine import BLOCK, Source, open_source
 from checkpoints_convert.families import FAMILIES
 from checkpoints_convert.fields import Fields
 from checkpoints_convert.rules import split_layout, stored_shape
@@ -419,6 +419,16 @@ def config_fields(**fields) -> Callable[[Path], None]:
     return lambda directory: edit_config(directory, **fields)
 
 
+def not_finite_at_the_end(directory: Path) -> None:
+    """The last number of more than are looked at together."""
+    tensors = load(directory)
+    V, D = 2 * BLOCK // 42, 42
+    tensors["transformer.wte.weight"] = np.zeros((V, D), np.float32)
+    tensors["transformer.wte.weight"][-1, -1] = np.nan
+    save(directory, tensors)
+    edit_config(directory, vocab_size=V)
+
+
 def several_faults(tensors: Tensors) -> None:
     for layer in (0, 2):
         del tensors[f"transformer.h.{layer}.ln_1.bias"]
@@ -450,23 +460,32 @@ BAD_INPUTS = {
         "model-00001-of-00002.safetensors, transformer.h.*.ln_1.bias in model-00002-of-00002.safetensors "
         "(layer 1)",
     ),
-    "doubled in header": (with_header(doubled_in_the_header), "names transformer.wpe.weight twice"),
+    "doubled in header": (
+        with_header(doubled_in_the_header),
+        "an object names each field once; twice: 'transformer.wpe.weight'",
+    ),
     "index outside": (index_outside, "may name only files beside it; got '../model.safetensors'"),
-    "index of a missing file": (index_of_missing_file, "index.json: names a.safetensors, which is missing"),
+    "index of a missing file": (index_of_missing_file, "index.json: names 'a.safetensors', which is missing"),
     "truncated": (truncated, "model.safetensors: truncated or corrupt: "),
     "empty file": (written("model.safetensors", ""), "model.safetensors: truncated or corrupt: "),
     "no JSON": (
         with_header(lambda header: header[:-9] + b"*" * 9),
-        "model.safetensors: corrupt: the safetensors",
+        "model.safetensors: truncated or corrupt: ",
     ),
     "wrong size": (
         with_header(lambda header: header.replace(b"[37,42]", b"[37,41]")),
-        "model.safetensors: corrupt: transformer.wpe.weight [37, 41] of F32 lies in 6216 bytes",
+        "model.safetensors: truncated or corrupt: ",
     ),
     "not finite": (
         with_tensors(lambda t: t["transformer.h.1.mlp.c_fc.bias"].__setitem__(3, np.nan)),
         "model.safetensors: weights must be finite; transformer.h.1.mlp.c_fc.bias holds NaN or infinity",
     ),
+    "not finite at the end": (not_finite_at_the_end, "transformer.wte.weight holds NaN or infinity"),
+    "more layers than tensors": (
+        config_fields(n_layer=2_000_000_000),
+        "2,000,000,000 layers have at least as many tensors; 40 are here",
+    ),
+    "model_type is no text": (config_fields(model_type=["gpt2"]), "model_type must be one of gpt2, "),
     "unknown model_type": (
         config_fields(model_type="bert"),
         "config.json: model_type must be one of gpt2, gpt_neox, phi, llama; got 'bert'",
@@ -489,7 +508,7 @@ BAD_INPUTS = {
         "config.json: n_layer must be a positive integer; got '3'",
     ),
     "indivisible": (config_fields(n_head=5), "config.json: n_embd must be a multiple of n_head, 5; got 42"),
-    "config is no JSON": (written("config.json", "{"), "config.json: cannot be read as JSON"),
+    "config is no JSON": (written("config.json", "{"), "config.json: not valid JSON"),
     "no weights": (
         lambda directory: (directory / "model.safetensors").unlink(),
         "holds one of model.safetensors, ",

@@ -230,7 +230,7 @@ def test_a_file_that_is_none_is_named(tmp_path):
     with pytest.raises(InputError, match="at least one line; this one is empty"):
         read_prompts(write(tmp_path / "p.jsonl", "", " "))
     (tmp_path / "p.jsonl").write_bytes(b"{\xff}")
-    with pytest.raises(InputError, match="is UTF-8 text; byte 1 is not"):
+    with pytest.raises(InputError, match="must be UTF-8 text; byte 1 is not"):
         read_prompts(tmp_path / "p.jsonl")
 
 

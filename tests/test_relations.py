@@ -142,7 +142,7 @@ def test_spaces_around_words_and_a_byte_order_mark_are_dropped(tmp_path):
         ([["France", ""], *PAIRS], "entry 1 of 4 is .* two non-empty words"),
         ([["  ", "Paris"], *PAIRS], "entry 1 of 4 is .* two non-empty words"),
         ([["Fran\nce", "Paris"], *PAIRS], r"entry 1 of 4 is .* got \['Fran\\nce', 'Paris'\]"),
-        ('[["\\ud800", "Paris"]]', "entry 1 of 1 is"),
+        ('[["\\ud800", "Paris"]]', "half of a surrogate pair"),
         ([*PAIRS, ["Italy", "Turin"]], "a source has one target; given more often: 'Italy'$"),
         ([*PAIRS, ["Japan", "Tokyo"], [" Italy ", "Turin"]], "given more often: 'Italy', 'Japan'$"),
         ([[str(i), "x"] for i in range(7)] * 2, "more often: '0', '1', '2', '3', '4' and 2 more$"),
@@ -160,7 +160,7 @@ def test_a_file_that_is_no_relation_is_refused_by_name(tmp_path, content, messag
 def test_files_that_cannot_be_read_are_named(tmp_path):
     file = tmp_path / "a.json"
     file.write_bytes(b'[["caf\xe9", "x"]]')
-    with pytest.raises(InputError, match=r"a\.json: a relation file is UTF-8 text; byte 6 is not"):
+    with pytest.raises(InputError, match=r"a\.json: must be UTF-8 text; byte 6 is not"):
         load_relations(directory=tmp_path)
     file.unlink()
     file.symlink_to(tmp_path / "nowhere")

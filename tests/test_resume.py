@@ -25,7 +25,7 @@ from experiments.config import RunConfig
 from experiments.run import run
 from experiments.units import Units, is_whole, pack, unpack
 from headjax import files
-from headjax.checkpoint import HEADER
+from headjax.checkpoint import HEADER, seal
 from headjax.errors import InputError
 from headjax.grid import HeadGrid
 from headjax.metrics import Metrics
@@ -203,11 +203,12 @@ def test_a_damaged_unit_is_computed_again(static, tmp_path, monkeypatch):
     content[-1] ^= 1
     flipped.write_bytes(content)
     empty.write_bytes(b"")
-    (tmp_path / ".scores.csv.123.tmp").write_text("left by a kill")
+    (tmp_path / ".headjax-123-0a1b2c3d.tmp").write_text("left by a kill")
+    (tmp_path / ".scores.csv.123.tmp").write_text("somebody's own")
     run(short, progress=False)
     assert n_found(tmp_path) == 1
     assert results(tmp_path) == expected
-    assert not (tmp_path / ".scores.csv.123.tmp").exists()
+    assert [file.name for file in tmp_path.glob(".*")] == [".scores.csv.123.tmp"]
 
 
 def key(config: RunConfig) -> str:
@@ -253,7 +254,7 @@ def test_the_key_is_of_what_determines_the_numbers_and_of_nothing_else(config, t
     keys.append(key(dataclasses.replace(config, **elsewhere)))
     header = json.loads((tmp_path / "moved" / HEADER).read_text())
     header["provenance"]["files"]["weights"]["sha256"] = "another"
-    (tmp_path / "moved" / HEADER).write_text(json.dumps(header))
+    (tmp_path / "moved" / HEADER).write_text(json.dumps(seal(header)))
     keys.append(key(dataclasses.replace(config, model=str(tmp_path / "moved"))))
     assert len({own, *keys}) == 1 + len(keys)
 

@@ -5,7 +5,6 @@ column a measure; `>0.95` is a bound. What the measures mean is in the files and
 """
 
 import csv
-import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from headjax.errors import InputError
+from headjax.io import read_json
 
 TABLES = ("maps_scores", "maps_correlations", "maps_multi_token", "maps_causal", "ioi_copy_scores")
 DIRECT_EFFECTS = "ioi_direct_effects"  # a number a head, in JSON
@@ -68,4 +68,4 @@ def _read(table: str) -> tuple[str, list[dict[str, str]]]:
 
 
 def _read_direct_effects() -> dict:
-    return json.loads((_FOLDER / f"{DIRECT_EFFECTS}.json").read_text("utf-8"))
+    return read_json(_FOLDER / f"{DIRECT_EFFECTS}.json")

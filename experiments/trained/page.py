@@ -4,7 +4,6 @@ python -m experiments.trained.page out/trained [docs/trained_model.md]
 """
 
 import csv
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from experiments.trained.page_text import LABELS, SHOWN, write_text
 from headjax import figures
 from headjax.errors import InputError, run_main
 from headjax.grid import load_npz
-from headjax.io import atomic_write
+from headjax.io import atomic_write, read_json
 
 PAGE = Path("docs/trained_model.md")
 N_FIGURES = 2  # of the relations that agree most, and as many of those that agree least
@@ -29,7 +28,7 @@ def write_page(run: Path, page: Path) -> list[Path]:
     Raises InputError where the run is not finished, is of another model, or lacks analyses.
     """
     try:
-        about = json.loads((run / "run.json").read_text())
+        about = read_json(run / "run.json")
         curves = {row["relation"]: row for row in read_table(run / "ablation_summary.csv")}
     except (OSError, ValueError) as error:
         raise InputError(f"{run} must be the directory of a finished run; {error}") from error
@@ -37,7 +36,7 @@ def write_page(run: Path, page: Path) -> list[Path]:
     rows = agreement_rows(load_npz(run / "scores.npz"))
     if model not in MODELS or not rows:
         raise InputError(f"a page needs every analysis of one of {', '.join(MODELS)}; {run} has {model}")
-    training = json.loads((MODELS[model] / "training.json").read_text())
+    training = read_json(MODELS[model] / "training.json")
     log = read_table(MODELS[model] / "training_log.csv")
 
     chosen = choose(rows)
@@ -72,7 +71,7 @@ def draw_measures(row: Row, path: Path) -> Path:
 
 def read_table(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file."""
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 

@@ -61,7 +61,7 @@ def train(settings: Settings, out: Path, report: Callable[[dict], None] = print)
 
     stored = {name: np.asarray(values, np.float16) for name, values in model_parameters(model()).items()}
     write_model(out, fields, stored, tokenizer.backend_tokenizer)
-    with open(out / "training_log.csv", "w", newline="") as file:
+    with open(out / "training_log.csv", "w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, log[0], lineterminator="\n")
         table.writeheader()
         table.writerows(log)
@@ -73,7 +73,7 @@ def train(settings: Settings, out: Path, report: Callable[[dict], None] = print)
         "seconds": round(time.perf_counter() - start),
         "versions": versions() | {"optax": optax.__version__},
     }
-    (out / "training.json").write_text(json.dumps(about, indent=1) + "\n")
+    (out / "training.json").write_text(json.dumps(about, indent=1) + "\n", "utf-8")
 
 
 def learn(

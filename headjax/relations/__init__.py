@@ -13,7 +13,6 @@ relation with other pairs: so their folder ``datasets`` gives all that they scor
 """
 
 import difflib
-import json
 import reprlib
 import unicodedata
 from collections import Counter
@@ -23,6 +22,7 @@ from importlib import resources
 from pathlib import Path
 
 from headjax.errors import InputError
+from headjax.io import parse_json, read_text
 
 BUILT_IN = {
     "Algorithmic": (
@@ -137,22 +137,14 @@ def _load_directory(directory: Path) -> dict[str, Relation]:
 
 
 def _load_file(path: Path) -> Relation:
-    try:
-        text = path.read_text("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: a relation file is UTF-8 text; byte {error.start} is not") from error
+    text = read_text(path)
     name = path.parent.resolve().name if path.stem in _NAMED_BY_FOLDER else path.stem
     return _parse(text, str(path), MAPS_NAMES.get(name, name))
 
 
 def _parse(text: str, file: str, default_id: str) -> Relation:
     """The relation in the text of a file, in either form."""
-    try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{file}: not valid JSON: {error}") from error
+    content = parse_json(text, file)
     fields = content if isinstance(content, dict) else {"pairs": content}
     for field in fields:
         if field not in _FIELDS:
