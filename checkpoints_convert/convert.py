@@ -1,7 +1,7 @@
 """From a model's name to a converted checkpoint on disk."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ def convert(
     out: str | Path,
     dtype: str | None = None,
     progress: Callable[[Iterable[Group]], Iterable[Group]] = iter,
+    ignore_fields: Collection[str] = (),
 ) -> None:
     """Converts a model (a name of `headjax.zoo` or a Hugging Face directory) into the directory `out`.
 
@@ -29,6 +30,7 @@ def convert(
     Args:
       dtype: "float32", "bfloat16" or "float16"; as stored where None.
       progress: wraps the parts as they are written, e.g. a progress bar.
+      ignore_fields: of config.json, to treat as absent.
 
     Raises InputError for anything wrong with the source or with writing.
     """
@@ -37,7 +39,7 @@ def convert(
     origin = zoo.find_source(source)
     if is_converted(origin.directory):
         raise InputError(f"{origin.directory}: is converted already")
-    opened = open_source(origin.directory)
+    opened = open_source(origin.directory, ignore_fields)
     if dtype is not None:
         opened = opened.with_dtype(np.dtype(getattr(jnp, dtype)))
     tokenizer = [
@@ -45,7 +47,7 @@ def convert(
     ]
     files = {file.name: _describe(file) for file in (*opened.files, *tokenizer)}
     name = origin.id.encode(errors="backslashreplace").decode()  # a directory's may be no text at all
-    provenance = {"source": name, "revision": origin.revision, "files": files}
+    provenance = {"source": name, "revision": origin.revision, "files": files, **opened.ignored}
     write_checkpoint(
         Path(out),
         opened.config,
@@ -57,9 +59,11 @@ def convert(
     )
 
 
-def ensure(name: str | Path, checkpoint_dir: str | Path | None = None) -> Path:
+def ensure(
+    name: str | Path, checkpoint_dir: str | Path | None = None, ignore_fields: Collection[str] = ()
+) -> Path:
     """The converted checkpoint of a model: converts on first use and when the source's files changed."""
-    return zoo.ensure_converted(name, checkpoint_dir, convert)
+    return zoo.ensure_converted(name, checkpoint_dir, convert, ignore_fields)
 
 
 def _describe(file: Path) -> dict[str, Any]:

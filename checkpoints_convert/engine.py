@@ -5,7 +5,7 @@ Opening a checkpoint reads names and shapes only; values are read when asked for
 
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from checkpoints_convert.fields import Fields
 from checkpoints_convert.match import Filling, Key, match_tensors
 from checkpoints_convert.reader import DTYPES, Tensor, open_tensors
 from checkpoints_convert.rules import Family, axis_sizes, split_layout
+from headjax import zoo
 from headjax.config import ModelConfig
 from headjax.errors import InputError, shown
 from headjax.io import read_json
@@ -36,6 +37,8 @@ class Source:
       dtypes: of every parameter as `read` returns it.
       fillings: of every parameter of every layer; one that is not here is zeros.
       files: config.json and the weight files.
+      ignored: `ignored_fields` of config.json that the user said to treat as absent, and `ignored_tensors`,
+        heads for other tasks.
     """
 
     directory: Path
@@ -44,6 +47,7 @@ class Source:
     dtypes: dict[str, np.dtype]
     fillings: dict[Key, Filling]
     files: tuple[Path, ...]
+    ignored: dict[str, list[str]]
 
     def read(self, names: Iterable[str], layer: int | None = None) -> dict[str, np.ndarray]:
         """Name -> array of parameters of one layer (None: of those outside the layers).
@@ -73,21 +77,27 @@ class Source:
         return dataclasses.replace(self, dtypes=dict.fromkeys(self.dtypes, dtype))
 
 
-def open_source(directory: Path) -> Source:
-    """Opens a Hugging Face directory. Raises InputError for anything in it that does not fit."""
+def open_source(directory: Path, ignore_fields: Collection[str] = ()) -> Source:
+    """Opens a Hugging Face directory. Raises InputError for anything in it that does not fit.
+
+    `ignore_fields` are fields of config.json to treat as absent.
+    """
     directory = Path(directory)
-    family, config, switches = read_source_config(directory)
+    family, config, switches = read_source_config(directory, ignore_fields)
     tensors, weight_files = open_tensors(directory)
-    if config.n_layers > len(tensors):  # before anything counts to it
-        rule = f"{config.n_layers:,} layers have at least as many tensors"
-        raise InputError(f"{directory}: {rule}; {len(tensors):,} are here")
+    fillings, ignored_tensors = match_tensors(directory, family, config, switches, tensors)
     shapes = parameter_shapes(config)
-    fillings = match_tensors(directory, family, config, switches, tensors, set(shapes))
     files = (directory / "config.json", *weight_files)
-    return Source(directory, config, shapes, _dtypes(shapes, fillings), fillings, files)
+    ignored = {
+        "ignored_fields": zoo.ignored_fields(directory, ignore_fields),
+        "ignored_tensors": ignored_tensors,
+    }
+    return Source(directory, config, shapes, _dtypes(shapes, fillings), fillings, files, ignored)
 
 
-def read_source_config(directory: Path) -> tuple[Family, ModelConfig, dict[str, bool]]:
+def read_source_config(
+    directory: Path, ignore_fields: Collection[str] = ()
+) -> tuple[Family, ModelConfig, dict[str, bool]]:
     """What config.json of a Hugging Face directory says: the family, sizes, and the family's own switches."""
     file = directory / "config.json"
     if not file.is_file():
@@ -97,7 +107,7 @@ def read_source_config(directory: Path) -> tuple[Family, ModelConfig, dict[str, 
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise InputError(f"{file}: model_type must be one of {', '.join(FAMILIES)}; got {shown(model_type)}")
     family = FAMILIES[model_type]
-    return family, *family.read_config(Fields(values, file))
+    return family, *family.read_config(Fields(values, file, ignored=ignore_fields))
 
 
 def _dtypes(shapes: Iterable[str], fillings: dict[Key, Filling]) -> dict[str, np.dtype]:

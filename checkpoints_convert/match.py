@@ -4,6 +4,7 @@ Every tensor belongs to exactly one rule or is a known buffer, every parameter i
 all that is at fault is said at once.
 """
 
+import dataclasses
 import re
 from collections import defaultdict
 from collections.abc import Iterable
@@ -15,13 +16,19 @@ import numpy as np
 from checkpoints_convert.reader import FLOATS, Tensor
 from checkpoints_convert.rules import Family, Rule, axis_sizes, stored_shape
 from headjax.config import ModelConfig
-from headjax.errors import InputError
+from headjax.errors import InputError, shown
+from headjax.model import parameter_shapes
 
 # A parameter's name and, for those of the blocks, the layer.
 Key = tuple[str, int | None]
 HEAD = "unembed.rows"
+DIVISOR = "blocks.attn.score_divisor"
+# Heads for other tasks beside the language model's, or in its place: classes, rewards, answers' ends.
+OTHER_HEADS = re.compile(r"(score|classifier|qa_outputs|multiple_choice_head|(v|value|reward)_head)\.")
 # Bytes of a tied head that are compared at a time.
 BLOCK_BYTES = 1 << 24
+# Faults that one message lists, and layers of each.
+MAX_LISTED = 20
 
 
 class Filling(NamedTuple):
@@ -32,21 +39,27 @@ class Filling(NamedTuple):
     part: int
 
 
+DIVISOR_RULE = Rule("", (DIVISOR,), "H -> H")
+
+
 def match_tensors(
     directory: Path,
     family: Family,
     config: ModelConfig,
     switches: dict[str, bool],
     tensors: list[Tensor],
-    parameters: set[str],
-) -> dict[Key, Filling]:
-    """What fills which parameter; those of `parameters` that are not in the result are zeros.
+) -> tuple[dict[Key, Filling], list[str]]:
+    """What fills which parameter (others are zeros), and the names of tensors of heads for other tasks.
 
-    Raises InputError naming every tensor that is missing, belongs nowhere, is misshaped or doubled.
+    Nothing is computed from the config's sizes before tensors have confirmed them. Raises InputError naming
+    every tensor that is missing, belongs nowhere, is misshaped or doubled.
     """
+    tensors = _without_wrapper(directory, family, tensors)
+    ignored = [tensor.name for tensor in tensors if OTHER_HEADS.match(tensor.name)]
+    tensors = [tensor for tensor in tensors if not OTHER_HEADS.match(tensor.name)]
+    _check_layers(directory, config, tensors)
     rules = [rule for rule in family.rules if rule.when is None or switches[rule.when]]
     tied = [rule for rule in rules if config.tied_embeddings and HEAD in rule.parameters]
-    _check_table(family, [rule for rule in rules if rule not in tied], parameters)
 
     unclaimed: dict[str, list[Tensor]] = defaultdict(list)
     for tensor in tensors:
@@ -89,15 +102,66 @@ def match_tensors(
 
     if (HEAD, None) in fillings and config.tied_embeddings:
         _check_tied(fillings.pop((HEAD, None)).tensor, fillings["embed.W_E", None].tensor)
-    return fillings
+    if config.scores_by_layer:
+        for layer in range(config.n_layers):
+            fillings[DIVISOR, layer] = Filling(_divisors(directory, config, layer), DIVISOR_RULE, 0)
+    _check_table(family, [rule for rule in rules if rule not in tied], config)
+    return fillings, sorted(ignored)
+
+
+def _without_wrapper(directory: Path, family: Family, tensors: list[Tensor]) -> list[Tensor]:
+    """The tensors under the family's names, where something has put the same words before all of them.
+
+    torch.compile saves them as `_orig_mod.*`, data parallel training as `module.*`. What precedes the name of
+    the embedding is such a wrapper; heads for other tasks stay outside it.
+    """
+    if any(".lora_" in tensor.name for tensor in tensors):
+        raise InputError(
+            f"{directory}: weights must be a whole model's; these hold a LoRA adapter that is not merged: "
+            "merge it (PEFT's merge_and_unload) and save the model"
+        )
+    embedding = family.rules[0].tensor
+    names = [tensor.name for tensor in tensors]
+    for full in (embedding, embedding.removeprefix(family.prefix)):
+        wrappers = {name.removesuffix(full) for name in names if f".{name}".endswith(f".{full}")}
+        if wrappers:
+            break
+    if len(wrappers) != 1 or wrappers == {""}:
+        return tensors
+    (wrapper,) = wrappers
+    outside = [n for n in names if not n.startswith(wrapper) and not OTHER_HEADS.match(n)]
+    if outside:
+        raise InputError(
+            f"{directory}: all names of tensors must begin with {shown(wrapper)}, as the embedding's does, "
+            f"or none; {len(outside)} of {len(names)} do not: {shown(', '.join(sorted(outside)))}"
+        )
+    return [dataclasses.replace(tensor, name=tensor.name.removeprefix(wrapper)) for tensor in tensors]
+
+
+def _check_layers(directory: Path, config: ModelConfig, tensors: list[Tensor]) -> None:
+    """Holds the number of layers against the names, before anything is done for each of them."""
+    numbers = (re.match(r"[^\d]*\.(\d{1,9})\.", f".{tensor.name}") for tensor in tensors)
+    n_found = len({int(number[1]) for number in numbers if number})
+    if config.n_layers > n_found:
+        raise InputError(
+            f"{directory / 'config.json'}: the number of layers must be that of the tensors, {n_found}; "
+            f"got {config.n_layers}"
+        )
+
+
+def _divisors(directory: Path, config: ModelConfig, layer: int) -> Tensor:
+    """A tensor that config.json stands for: what the scores of a layer's heads are divided by."""
+    values, field = np.full(config.n_heads, layer + 1, np.float32), "scale_attn_by_inverse_layer_idx"
+    return Tensor(field, directory / "config.json", values.shape, "F32", lambda *rows: values[slice(*rows)])
 
 
 def _layers(pattern: str, config: ModelConfig) -> Iterable[int | None]:
     return range(config.n_layers) if "{l}" in pattern else (None,)
 
 
-def _check_table(family: Family, rules: list[Rule], parameters: set[str]) -> None:
+def _check_table(family: Family, rules: list[Rule], config: ModelConfig) -> None:
     """A table that fills a parameter twice or not at all is a bug of ours."""
+    parameters = set(parameter_shapes(config)) - {DIVISOR}
     filled = [parameter for rule in rules for parameter in rule.parameters]
     off = {parameter for rule in family.rules if rule.when for parameter in rule.parameters} - set(filled)
     zeros = (off | set(family.zeros)) & parameters
@@ -133,10 +197,16 @@ class _Faults:
 
     def refuse(self, directory: Path, config: ModelConfig) -> None:
         """Raises InputError if there is any fault."""
+
+        def listed(layers: list[str]) -> str:
+            return ", ".join(layers[:MAX_LISTED]) + (", ..." if len(layers) > MAX_LISTED else "")
+
         lines = [
-            f"{sign} {tensor} {what}" + (f" (layer {', '.join(layers)})" if layers else "")
+            f"{sign} {shown(ValueError(tensor))} {what}" + (f" (layer {listed(layers)})" if layers else "")
             for (sign, tensor, what), layers in self.layers.items()
         ]
+        if len(lines) > MAX_LISTED:
+            lines = [*lines[:MAX_LISTED], f"and {len(lines) - MAX_LISTED} more"]
         if lines:
             raise InputError(
                 f"{directory}: tensors must be those of a {config.family} model of {config.n_layers} layers: "

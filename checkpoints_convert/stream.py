@@ -94,6 +94,7 @@ def source_provenance(origin: zoo.Source, source: Source) -> dict[str, Any]:
         "source": origin.id,
         "revision": origin.revision,
         "files": {file.name: _describe(file) for file in files},
+        **source.ignored,
     }
 
 

@@ -39,6 +39,7 @@ class RunConfig:
     Attributes:
       model: alias (`gpt2-xl`), Hugging Face id or directory; several give one panel each. `planted` is
         the demonstration checkpoint, built on the spot; `trained` a small trained model that comes along.
+      ignore_fields: fields of the models' config.json to treat as absent where they are not understood.
       relations: ids of the relations; empty means all there are.
       relations_dir: a directory of the user's own relations, in place of the built-in ones.
       analyses: what to compute, of `ANALYSES`.
@@ -97,6 +98,7 @@ class RunConfig:
     """
 
     model: str | tuple[str, ...]
+    ignore_fields: tuple[str, ...] = ()
     relations: tuple[str, ...] = ()
     relations_dir: str | None = None
     analyses: tuple[str, ...] = ("relation_scores",)

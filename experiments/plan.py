@@ -18,7 +18,7 @@ from experiments.config import RunConfig
 from experiments.costs import Cost
 from experiments.measure import host_rate
 from experiments.run_costs import COSTS, Machine, parameter_bytes
-from experiments.subject import Subject, find_named, open_subject, reads_source
+from experiments.subject import Subject, find_named, name_models, open_subject, reads_source
 from headjax import zoo
 from headjax.checkpoint import is_converted, read_config, stored_dtypes
 from headjax.errors import InputError
@@ -78,6 +78,7 @@ def find_machine(config: RunConfig) -> Machine:
 def find_subject(name: str, run: RunConfig) -> tuple[Subject, dict[str, int]] | None:
     """The model as a run would see it, and each parameter's bytes a number on disk; None: not here."""
     # The demonstration checkpoint is small, and made without a device.
+    given = name
     name, relations_dir, planted_at = find_named(name, run, once=lambda build: build())
     directory = zoo.find_local(name)
     if directory is None:
@@ -86,12 +87,12 @@ def find_subject(name: str, run: RunConfig) -> tuple[Subject, dict[str, int]] | 
         config = read_config(directory)
         itemsizes = {parameter: dtype.itemsize for parameter, dtype in stored_dtypes(directory).items()}
     else:
-        config = read_source_config(directory)[1]
+        config = read_source_config(directory, run.ignore_fields)[1]
         fields = read_json(directory / "config.json")
         dtype = fields.get("dtype") or fields.get("torch_dtype") or "float32"
         itemsizes = dict.fromkeys(parameter_shapes(config), jnp.dtype(dtype).itemsize)
     config = replace(config, precision=run.precision)
-    subject = open_subject(zoo.display_name(name), directory, config, run, relations_dir, planted_at)
+    subject = open_subject(name_models(run)[given], directory, config, run, relations_dir, planted_at)
     return subject, itemsizes
 
 

@@ -38,7 +38,7 @@ from experiments.weight_analyses import salient_operations
 from headjax.circuits import check_fits, find_circuit
 from headjax.errors import InputError, run_main
 from headjax.grid import GridSet, save_csv, save_npz
-from headjax.io import atomic_write
+from headjax.io import atomic_write, check_safe_names
 from headjax.mesh import check_alike, is_first_process, start_processes
 from headjax.scores import is_fused
 from headjax.summary import SummaryRow, skipped_row
@@ -77,6 +77,9 @@ def run_alone(config: RunConfig, stages: Stages) -> list[Path]:
         with stages.stage(f"{name}: load"):
             subjects.append(load_subject(name, config))
         check_figures(subjects[-1], config)
+    check_safe_names(
+        (subject.display_name, pairs.relation.id) for subject in subjects for pairs in subject.pairs
+    )
     check_comparison(config, [subject.display_name for subject in subjects])
     weights = [list_files(subject.directory) for subject in subjects]
     units = Units(out / "units" / run_key(determinants(config, subjects)))

@@ -193,25 +193,36 @@ def find_named(
     return trained.MODELS.get(name, name), run.relations_dir, None
 
 
+def name_models(run: RunConfig) -> dict[str, str]:
+    """Each of the run's models -> what figures call it. Raises InputError where one is named twice."""
+    places = [
+        Path(run.checkpoint_dir) / PLANTED if name == PLANTED else trained.MODELS.get(name, name)
+        for name in run.models
+    ]
+    return dict(zip(run.models, zoo.display_names(places), strict=True))
+
+
 def load_subject(name: str, run: RunConfig) -> Subject:
     """Finds and, if need be, builds or converts a model, and tokenises the relations for it."""
+    given = name
     name, relations_dir, planted_at = find_named(name, run)
     dtype, found = jnp.dtype(run.dtype), zoo.find_source(name)
     if is_converted(found.directory) or not reads_source(run):
-        directory = one_by_one(partial(checkpoints_convert.ensure, name, run.checkpoint_dir))
+        ensure = partial(checkpoints_convert.ensure, name, run.checkpoint_dir, run.ignore_fields)
+        directory = one_by_one(ensure)
         provenance = read_provenance(directory)
         config = replace(read_config(directory), precision=run.precision, implementation=run.implementation)
         weights = partial(checkpoint_weights, directory, config)
         layered = partial(layered_checkpoint, directory, config, dtype)
     else:
-        directory, source = found.directory, open_source(found.directory)
+        directory, source = found.directory, open_source(found.directory, run.ignore_fields)
         provenance = source_provenance(found, source)
         config = replace(source.config, precision=run.precision, implementation=run.implementation)
         weights = partial(relation_weights, source, config)
         layered = partial(layered_source, source, config, dtype)
-    name = zoo.display_name(name)
+    display_name = name_models(run)[given]
     reads = {"provenance": provenance, "weights": weights, "layered": layered}
-    return open_subject(name, directory, config, run, relations_dir, planted_at, **reads)
+    return open_subject(display_name, directory, config, run, relations_dir, planted_at, **reads)
 
 
 def open_subject(

@@ -1,5 +1,7 @@
 """Multi-head attention whose heads stay apart until the output projection."""
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -7,44 +9,17 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from headjax.axes import HeadOutputs, Residual
-from headjax.config import ModelConfig, Rotary
+from headjax.config import ModelConfig
 from headjax.edits import HeadEdit
+from headjax.rotary import apply_rotary
 from kernels.head_attention import head_attention
-
-
-def rotary_frequencies(rotary: Rotary) -> Float[np.ndarray, " half"]:
-    """Angle per position of each rotated pair, in radians; float32 as every published model uses it."""
-    exponents = np.arange(0, rotary.dim, 2, dtype=np.float32) / np.float32(rotary.dim)
-    frequencies = 1 / np.float32(rotary.theta) ** exponents
-    if rotary.scaling is None:
-        return frequencies
-    # Llama 3.1 (Grattafiori et al. 2024, section 3.1): wavelengths the training context was too short
-    # for are stretched by `factor`, short ones kept, the range between interpolated.
-    scaling = rotary.scaling
-    wavelengths = 2 * np.pi / frequencies
-    turns = scaling.original_max_positions / wavelengths
-    smooth = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    smooth = np.clip(smooth, 0, 1)
-    return (smooth * frequencies + (1 - smooth) * frequencies / scaling.factor).astype(np.float32)
-
-
-def apply_rotary(
-    x: Float[Array, "B S N K"], positions: Int[Array, "B S"], rotary: Rotary
-) -> Float[Array, "B S N K"]:
-    """Rotates the pairs (i, i + dim/2) of the first `dim` entries; the rest pass through."""
-    frequencies = jnp.asarray(rotary_frequencies(rotary))
-    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None, :]
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
-    half = rotary.dim // 2
-    first, second = x[..., :half].astype(jnp.float32), x[..., half : rotary.dim].astype(jnp.float32)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return jnp.concatenate([rotated.astype(x.dtype), x[..., rotary.dim :]], axis=-1)
 
 
 class Attention(nnx.Module):
     """W_Q [D H K], W_K and W_V [D G K], W_O [H K D], and their biases.
 
-    The model axis comes first so that all heads are one matrix product; `stack` prepends axes.
+    The model axis comes first so that all heads are one matrix product; `stack` prepends axes. Where the
+    config says `scores_by_layer`, `score_divisor` [H] is what every head's scores are divided by.
     """
 
     def __init__(self, config: ModelConfig, init: nnx.Initializer, stack: tuple[int, ...], rngs: nnx.Rngs):
@@ -65,6 +40,9 @@ class Attention(nnx.Module):
         self.b_K = bias(G, K)
         self.b_V = bias(G, K)
         self.b_O = bias(D)
+        if config.scores_by_layer:  # weights stay as stored, so what scales them goes along with them
+            divisors = 1 + np.arange(math.prod(stack), dtype=np.float32).reshape(*stack, 1)
+            self.score_divisor = nnx.Param(jnp.asarray(np.repeat(divisors, H, -1), self.W_Q.dtype))
 
     def project(
         self, x: Residual, positions: Int[Array, "B S"]
@@ -77,6 +55,8 @@ class Attention(nnx.Module):
         )
         if self.config.rotary is not None:
             q, k = (apply_rotary(heads, positions, self.config.rotary) for heads in (q, k))
+        if self.config.scores_by_layer:
+            q = q / jnp.expand_dims(self.score_divisor[...], (0, 1, 3))
         return q, k, v
 
     def attend(

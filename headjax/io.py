@@ -5,7 +5,7 @@ import os
 import re
 import secrets
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
@@ -147,6 +147,19 @@ def hold_lock(path: Path, timeout: float = 0.0) -> Iterator[bool]:
         lock.release()
 
 
+def check_safe_names(names: Iterable[tuple[str, ...]]) -> None:
+    """Raises InputError where two different tuples of words have one `safe_name`, and would overwrite each
+    other: some file systems do not tell upper from lower case either."""
+    seen: dict[str, tuple[str, ...]] = {}
+    for words in names:
+        other = seen.setdefault(safe_name(*words).casefold(), words)
+        if other != words:
+            raise InputError(
+                "names must differ as names of files do, in letters and digits; got "
+                f"{shown(', '.join(other))} and {shown(', '.join(words))}"
+            )
+
+
 def safe_name(*words: str) -> str:
-    """Words joined into a file's name."""
+    """Words joined into a file's name; see `check_safe_names`."""
     return "_".join("".join(c if c.isalnum() or c in "._-" else "_" for c in word) for word in words)

@@ -47,6 +47,7 @@ PARAMETER_AXES = {
     "blocks.attn.b_K": "L G K",
     "blocks.attn.b_V": "L G K",
     "blocks.attn.b_O": "L D",
+    "blocks.attn.score_divisor": "L H",
     "blocks.mlp.W_in": "L D F",
     "blocks.mlp.W_gate": "L D F",
     "blocks.mlp.W_out": "L F D",

@@ -492,12 +492,12 @@ BAD_INPUTS = {
     ),
     "unknown field": (
         config_fields(alibi=True, window=None, depth_scale=0.5),
-        "config.json: a field that is not known may change the model and must be null; got alibi=True, "
-        "depth_scale=0.5",
+        "config.json: a field that is not understood may change the model; ignore_fields=alibi,depth_scale "
+        "treats it as absent; got alibi=True (False is understood), depth_scale=0.5",
     ),
     "unused feature": (
-        config_fields(scale_attn_by_inverse_layer_idx=True),
-        "config.json: scale_attn_by_inverse_layer_idx must be False; got True",
+        config_fields(scale_attn_weights=False),
+        "ignore_fields=scale_attn_weights treats it as absent; got scale_attn_weights=False (True is und",
     ),
     "unknown activation": (
         config_fields(activation_function="quick_gelu"),
@@ -505,7 +505,7 @@ BAD_INPUTS = {
     ),
     "mistyped field": (
         config_fields(n_layer="3"),
-        "config.json: n_layer must be a positive integer; got '3'",
+        "config.json: n_layer must be a positive integer of at most 10,000; got '3'",
     ),
     "indivisible": (config_fields(n_head=5), "config.json: n_embd must be a multiple of n_head, 5; got 42"),
     "config is no JSON": (written("config.json", "{"), "config.json: not valid JSON"),
@@ -535,11 +535,11 @@ def test_bad_input_is_refused_and_leaves_nothing(fault: str, copied, tmp_path: P
 
 # (family, fields of config.json) -> what the message must contain.
 MISFITS = [
-    ("phi", {"qk_layernorm": True}, "qk_layernorm must be False; got True"),
+    ("phi", {"qk_layernorm": True}, "got qk_layernorm=True (False is understood)"),
     (
         "phi",
-        {"rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": None},
-        "rope_scaling.rope_type must be one of default, llama3; got 'linear'",
+        {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_parameters": None},
+        "rope_scaling.rope_type must be one of default, linear, llama3, yarn; got 'dynamic'",
     ),
     (
         "gpt_neox",

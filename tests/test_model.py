@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from headjax.attention import rotary_frequencies
 from headjax.axes import Head
 from headjax.config import Llama3Scaling, ModelConfig, Rotary
 from headjax.edits import HeadEdit
 from headjax.errors import InputError
 from headjax.model import Transformer, build_model, model_parameters, parameter_shapes
+from headjax.rotary import rotary_frequencies
 from tests.tolerances import assert_close
 
 GPT2 = ModelConfig(

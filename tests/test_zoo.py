@@ -1,5 +1,7 @@
 """Names of models, fetching from a hub (a small one on this machine), and loading."""
 
+import csv
+import dataclasses
 import hashlib
 import json
 import os
@@ -15,14 +17,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import headjax
 from checkpoints_convert import convert, ensure
+from checkpoints_convert.engine import open_source
+from experiments.run import run
 from headjax import InputError, load_model
 from headjax.checkpoint import read_provenance
-from headjax.zoo import MODELS, display_name, find_entry, find_source
+from headjax.io import check_safe_names
+from headjax.zoo import MODELS, display_name, display_names, find_entry, find_source
 from tests import torch_oracle
+from tests.tiny_run import tiny_run
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -54,11 +60,225 @@ def hf_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("meta-llama/Meta-Llama-3.1-70B", "meta-llama/Llama-3.1-70B", "Llama-3.1 70B"),
         ("meta-llama/Llama-3.1-8B", "meta-llama/Llama-3.1-8B", "Llama-3.1 8B"),
         ("distilbert/distilgpt2", "distilbert/distilgpt2", "distilgpt2"),
+        ("distilgpt2", "distilbert/distilgpt2", "distilgpt2"),
+        ("pythia-70m@step3000", "EleutherAI/pythia-70m", "Pythia 70M@step3000"),
+        ("EleutherAI/pythia-70m@step3000", "EleutherAI/pythia-70m", "Pythia 70M@step3000"),
+        ("org/model-7B@refs/pr/3", "org/model-7B", "model-7B@refs/pr/3"),
     ],
 )
 def test_names(name: str, model_id: str, display: str):
-    assert find_entry(name).id == model_id
+    entry = find_entry(name)
+    assert entry.id == model_id
+    assert entry.revision == (name.split("@")[1] if "@" in name else None)
     assert display_name(name) == display
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2@", "gpt2@a@b", "gpt2@../x", "@main", "org/model@/x", "gpt2@a b", "~nobody/x"]
+)
+def test_names_that_are_none(name: str):
+    with pytest.raises(InputError, match=r"a model is an alias or Hugging Face id .* or a directory; got"):
+        find_source(name)
+
+
+def test_models_of_a_run_have_names_of_their_own(hf_directory: Path, tmp_path: Path):
+    paths = [tmp_path / place / "model" for place in ("first/x", "first/y", "second/y")]
+    for path in paths:
+        shutil.copytree(hf_directory, path)
+    assert display_names([paths[0], "gpt2"]) == ["model", "GPT-2 small"]
+    assert display_names(paths[:2]) == ["x/model", "y/model"]
+    assert display_names([*paths, "gpt2"]) == ["x/model", "first/y/model", "second/y/model", "GPT-2 small"]
+    for half in ("float32", "bfloat16"):
+        convert(hf_directory, tmp_path / half, dtype=half)
+    assert display_name(tmp_path / "float32") == display_name(tmp_path / "bfloat16") == "tiny-gpt2"
+    names = display_names([tmp_path / "float32", tmp_path / "bfloat16"])
+    assert names == [f"{tmp_path.name}/float32", f"{tmp_path.name}/bfloat16"]
+    for twice in (["gpt2", "pythia-14m", "openai-community/gpt2"], [paths[0], paths[0]]):
+        with pytest.raises(InputError, match="each model of a run must be named once; got"):
+            display_names(twice)
+    assert display_names(["pythia-70m@step1", "pythia-70m"]) == ["Pythia 70M@step1", "Pythia 70M"]
+
+
+def test_names_of_files_do_not_fall_together():
+    check_safe_names(
+        [("GPT-2 small", "copying"), ("GPT-2 small", "translation"), ("GPT-2 xl", "copying")] * 2
+    )
+    for first, second in (
+        (("a b", "copying"), ("a_b", "copying")),
+        (("a", "b_c"), ("a_b", "c")),
+        (("A", "copying"), ("a", "copying")),
+        (("m", "x:y"), ("m", "x/y")),
+    ):
+        with pytest.raises(InputError, match="names must differ as names of files do"):
+            check_safe_names([first, ("other", "one"), second])
+
+
+def test_a_run_refuses_names_that_would_overwrite_each_other(tmp_path: Path):
+    for name in ("a b", "a_b"):
+        (tmp_path / name).mkdir()
+    config = tiny_run(tmp_path / "a b")
+    shutil.copytree(tmp_path / "a b" / "model", tmp_path / "a_b" / "model")
+    models = [
+        Path(shutil.copytree(tmp_path / "a b" / "model", tmp_path / name / "m")) for name in ("x y", "x_y")
+    ]
+    with pytest.raises(
+        InputError, match=r"names must differ as names of files do.* got x y/m, c.* and x_y/m, c"
+    ):
+        run(dataclasses.replace(config, analyses=("relation_scores",), model=tuple(map(str, models))))
+    with pytest.raises(InputError, match="each model of a run must be named once"):
+        run(dataclasses.replace(config, analyses=("relation_scores",), model=(str(models[0]),) * 2))
+    files = run(
+        dataclasses.replace(config, analyses=("relation_scores",), model=(str(models[0]), config.model))
+    )
+    with open(files[0], newline="") as file:
+        assert {row["model"] for row in csv.DictReader(file)} == {"x y/m", "a b/model"}
+
+
+# --- what looks like a checkpoint ---------------------------------------------------------------------
+
+
+def adapter(directory: Path) -> None:
+    (directory / "adapter_config.json").write_text('{"base_model_name_or_path": "meta-llama/Llama-2-7b-hf"}')
+
+
+def adapter_alone(directory: Path) -> None:
+    adapter(directory)
+    for file in ("config.json", "model.safetensors"):
+        (directory / file).unlink()
+
+
+def pointer(name: str):
+    def write(directory: Path) -> None:
+        text = "version https://git-lfs.github.com/spec/v1\noid sha256:4665\nsize 548105171\n"
+        (directory / name).write_text(text)
+
+    return write
+
+
+def replaced_by(name: str):
+    def replace(directory: Path) -> None:
+        (directory / "model.safetensors").rename(directory / name)
+
+    return replace
+
+
+def quantised(directory: Path) -> None:
+    fields = json.loads((directory / "config.json").read_text())
+    fields["quantization_config"] = {"quant_method": "awq", "bits": 4}
+    (directory / "config.json").write_text(json.dumps(fields))
+
+
+KINDS = {
+    "adapter": (
+        adapter_alone,
+        r"a LoRA \(PEFT\) adapter of 'meta-llama/Llama-2-7b-hf' is no whole model: merge",
+    ),
+    "adapter beside weights": (adapter, r"where that is done already, remove adapter_config.json"),
+    "pointer for weights": (
+        pointer("model.safetensors"),
+        "model.safetensors: is a pointer of git-lfs, not the f",
+    ),
+    "pointer for a shard": (
+        pointer("model-00001-of-00002.safetensors"),
+        "00002.safetensors: is a pointer of git",
+    ),
+    "pointer for torch weights": (pointer("pytorch_model.bin"), "pytorch_model.bin: is a pointer of git-lfs"),
+    "pointer for a tokenizer": (pointer("tokenizer.json"), "tokenizer.json: is a pointer of git-lfs"),
+    "GGUF": (replaced_by("model-q4_k_m.gguf"), r"model-q4_k_m.gguf is GGUF \(llama.cpp's quantised format\)"),
+    "Meta's own": (
+        replaced_by("consolidated.00.pth"),
+        "consolidated.00.pth is the format of Meta's own code",
+    ),
+    "TensorFlow": (replaced_by("tf_model.h5"), "tf_model.h5 is TensorFlow: take the model in Hugging Face's"),
+    "quantised": (
+        quantised,
+        r"config.json: the weights are quantised \(quantization_config\) and must be floats",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_checkpoint_is_named(kind: str, hf_directory: Path, tmp_path: Path):
+    directory = Path(shutil.copytree(hf_directory, tmp_path / "it"))
+    make, message = KINDS[kind]
+    make(directory)
+    with pytest.raises(InputError, match=message) as caught:
+        ensure(directory, tmp_path / "cache")
+    assert str(directory) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "cache").exists()
+
+
+# --- names of tensors ---------------------------------------------------------------------------------
+
+
+def wrapped(prefix: str, *, heads: str = "", without: str = ""):
+    """The tensors under a prefix, less another; beside them heads for other tasks."""
+
+    def change(tensors: dict) -> dict:
+        changed = {prefix + name.removeprefix(without): array for name, array in tensors.items()}
+        return changed | {name: np.ones((2, 42), np.float32) for name in heads.split()}
+
+    return change
+
+
+# How a file's names differ from transformers' -> which tensors are ignored by name.
+WRAPPED = {
+    "torch.compile": (wrapped("_orig_mod."), []),
+    "data parallel": (wrapped("module."), []),
+    "both": (wrapped("module._orig_mod."), []),
+    "base model": (wrapped("", without="transformer."), []),
+    "base model, compiled": (wrapped("_orig_mod.", without="transformer."), []),
+    "a task's class": (wrapped("model."), []),
+    "value head": (wrapped("", heads="v_head.summary.weight v_head.summary.bias"),
+                   ["v_head.summary.bias", "v_head.summary.weight"]),
+    "classes": (wrapped("", heads="score.weight"), ["score.weight"]),
+    "classes, compiled": (wrapped("_orig_mod.", heads="_orig_mod.score.weight"), ["score.weight"]),
+    "TRL": (wrapped("pretrained_model.", heads="v_head.summary.weight"), ["v_head.summary.weight"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", WRAPPED)
+def test_wrapped_names_are_understood(kind: str, hf_directory: Path, tmp_path: Path):
+    directory = Path(shutil.copytree(hf_directory, tmp_path / "it"))
+    change, ignored = WRAPPED[kind]
+    tensors = load_file(directory / "model.safetensors")
+    save_file(change(tensors), directory / "model.safetensors")
+    opened = open_source(directory)
+    assert opened.ignored["ignored_tensors"] == ignored
+    read = opened.read(["embed.W_E"])["embed.W_E"]
+    np.testing.assert_array_equal(read, tensors["transformer.wte.weight"])
+    read = opened.read(["blocks.mlp.W_in"], 2)["blocks.mlp.W_in"]
+    np.testing.assert_array_equal(read, tensors["transformer.h.2.mlp.c_fc.weight"])
+    if kind == "classes":
+        convert(directory, tmp_path / "out")
+        assert read_provenance(tmp_path / "out")["ignored_tensors"] == ["score.weight"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda name: name if ".h.1." in name else f"module.{name}",
+            "all names of tensors must begin with 'module.', as the embedding's does, or none; "
+            "12 of 40 do not: ",
+        ),
+        (
+            lambda name: name.replace("c_fc.weight", "c_fc.lora_A.default.weight"),
+            "weights must be a whole model's; these hold a LoRA adapter that is not merged",
+        ),
+        (
+            lambda name: name.replace("h.2.mlp", "h.2.moe"),
+            r"- transformer.h.\*.mlp.c_fc.weight .* is missing",
+        ),
+    ],
+)
+def test_names_that_are_not_understood_are_refused(change, message: str, hf_directory: Path, tmp_path: Path):
+    directory = Path(shutil.copytree(hf_directory, tmp_path / "it"))
+    tensors = load_file(directory / "model.safetensors")
+    save_file({change(name): array for name, array in tensors.items()}, directory / "model.safetensors")
+    with pytest.raises(InputError, match=message):
+        open_source(directory)
 
 
 def test_every_alias_and_id_is_told_apart():
@@ -161,6 +381,7 @@ class Hub(BaseHTTPRequestHandler):
     repositories: dict[str, dict[str, bytes]]
     gated: frozenset[str] = frozenset(["meta-llama/Llama-3.1-8B"])
     fetched: list[str]
+    revisions = ("main", "step3000")
 
     def answer(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)
@@ -183,6 +404,9 @@ class Hub(BaseHTTPRequestHandler):
         if files is None:
             return self.answer(401, X_Error_Code="RepoNotFound", X_Error_Message="Repository not found")
         if path.startswith("/api/"):
+            revision = parts[parts.index("revision") + 1] if "revision" in parts else "main"
+            if revision not in (*self.revisions, COMMIT):
+                return self.answer(404, X_Error_Code="RevisionNotFound", X_Error_Message="Invalid rev id")
             return self.describe(parts, files)
         body = files["/".join(parts[4:])]
         if self.command == "GET":
@@ -298,11 +522,41 @@ def test_fetching_from_the_hub(hub: type[Hub], tmp_path: Path):
     assert hub.fetched == []
 
 
+def test_a_revision_of_any_name(hub: type[Hub], tmp_path: Path):
+    names = ("gpt2@step3000", "openai-community/gpt2@step3000", "gpt2@step4000", "gpt2-large@main")
+    first, same, missing, large = find(tmp_path, hub.address, *names)
+    files = "config.json model.safetensors tokenizer.json vocab.json"
+    assert first == same == f"openai-community/gpt2@step3000 {COMMIT} {files}"
+    assert missing == "error: openai-community/gpt2 has no revision 'step4000' on the Hub"
+    assert large.startswith("error: openai-community/gpt2-large@main has none of model.safetensors, ")
+    [offline, main] = find(tmp_path, hub.address, "gpt2@step3000", "gpt2", offline=True)
+    assert offline == first
+    assert "openai-community/gpt2 is not, or not whole, in the Hugging Face cache" in main
+
+
+def test_a_cache_may_know_a_model_under_its_old_name(hf_directory: Path, tmp_path: Path):
+    for old in ("gpt2", "meta-llama/Meta-Llama-3.1-8B"):
+        repository = tmp_path / "hub" / f"models--{old.replace('/', '--')}"
+        shutil.copytree(hf_directory, repository / "snapshots" / COMMIT)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(COMMIT)
+    files = "config.json model.safetensors tokenizer.json"
+    for offline, address in ((True, "http://nowhere.invalid"), (False, "http://127.0.0.1:9")):
+        found = find(tmp_path, address, "gpt2", "openai-community/gpt2", "llama-3.1-8b", offline=offline)
+        assert found == [
+            f"openai-community/gpt2 {COMMIT} {files}",
+            f"openai-community/gpt2 {COMMIT} {files}",
+            f"meta-llama/Llama-3.1-8B {COMMIT} {files}",
+        ]
+
+
 def test_a_hub_model_is_converted_under_its_id(hub: type[Hub], tmp_path: Path):
     code = (
-        "import headjax\n"
+        "import headjax, headjax.zoo\n"
         "from checkpoints_convert import ensure\n"
         "path = ensure('gpt2', 'cache')\n"
+        "revised = ensure('gpt2@step3000', 'cache')\n"
+        "print(revised, headjax.zoo.display_name(revised))\n"
         "assert headjax.load_model('openai-community/gpt2', checkpoint_dir='cache').config.n_layers == 3\n"
         "print(path)"
     )
@@ -318,9 +572,11 @@ def test_a_hub_model_is_converted_under_its_id(hub: type[Hub], tmp_path: Path):
     result = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
     )
-    assert result.stdout == "cache/openai-community--gpt2\n", result.stderr[-3000:]
+    revised = "cache/openai-community--gpt2@step3000 GPT-2 small@step3000"
+    assert result.stdout == f"{revised}\ncache/openai-community--gpt2\n", result.stderr[-3000:]
     converted = tmp_path / "cache" / "openai-community--gpt2"
     provenance = read_provenance(converted)
     assert (provenance["source"], provenance["revision"]) == ("openai-community/gpt2", COMMIT)
-    assert [file.name for file in converted.parent.iterdir()] == [converted.name]
+    both = {converted.name, f"{converted.name}@step3000"}
+    assert {file.name for file in converted.parent.iterdir()} == both
     assert display_name(converted) == "GPT-2 small"

@@ -20,6 +20,16 @@ LLAMA3_ROPE = {
     "high_freq_factor": 2.0,
     "original_max_position_embeddings": 16,
 }
+# The first of four pairs is kept, the last stretched, two lie between (at d_head 8).
+YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 900.0,
+    "factor": 3.0,
+    "beta_fast": 8.0,
+    "beta_slow": 0.5,
+    "original_max_position_embeddings": 128,
+}
+LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 900.0, "factor": 3.0, "partial_rotary_factor": 0.4}
 
 
 def _gpt2(**overrides):
@@ -82,13 +92,15 @@ def _llama(heads: int, kv_heads: int, **overrides):
 # Every family, and within it every kind of attention and switch that its architecture has.
 CONFIGS = {
     "gpt2": _gpt2(),
-    "gpt2-untied-exact-gelu": _gpt2(tie_word_embeddings=False, activation_function="gelu"),
+    "gpt2-untied-exact-gelu": _gpt2(
+        tie_word_embeddings=False, activation_function="gelu", scale_attn_by_inverse_layer_idx=True
+    ),
     "gpt_neox-parallel": _gpt_neox(use_parallel_residual=True),
     "gpt_neox-sequential": _gpt_neox(use_parallel_residual=False, hidden_act="gelu_new"),
-    "phi-mha": _phi(5, 5),
+    "phi-mha": _phi(5, 5, rope_parameters=LINEAR_ROPE),
     "phi-gqa": _phi(6, 3),
     "phi-mqa": _phi(5, 1),
-    "llama-mha": _llama(5, 5),
+    "llama-mha": _llama(5, 5, rope_parameters=YARN_ROPE),
     "llama-gqa-llama3-rope": _llama(6, 2, rope_parameters=LLAMA3_ROPE),
     "llama-mqa-tied": _llama(5, 1, tie_word_embeddings=True),
     "llama-gqa-head-dim-biases": _llama(6, 3, head_dim=14, attention_bias=True, mlp_bias=True),

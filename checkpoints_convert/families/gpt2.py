@@ -1,23 +1,8 @@
 """GPT-2. Its linear layers are stored [in, out] (Conv1D); files on the hub often lack the prefix."""
 
-from checkpoints_convert.fields import ACTIVATIONS, IGNORED, UNUSED, Fields
+from checkpoints_convert.fields import ACTIVATIONS, MAX_LAYERS, Fields
 from checkpoints_convert.rules import Family, Rule
 from headjax.config import ModelConfig
-
-# Other fields that change no number: dropout, heads for other tasks, another order of the same sums.
-OTHERS = (
-    "attn_pdrop",
-    "embd_pdrop",
-    "n_ctx",
-    "n_special",
-    "reorder_and_upcast_attn",
-    "resid_pdrop",
-    "summary_activation",
-    "summary_first_dropout",
-    "summary_proj_to_labels",
-    "summary_type",
-    "summary_use_proj",
-)
 
 
 def read_config(fields: Fields) -> tuple[ModelConfig, dict[str, bool]]:
@@ -26,7 +11,7 @@ def read_config(fields: Fields) -> tuple[ModelConfig, dict[str, bool]]:
         raise fields.refuse(f"n_embd must be a multiple of n_head, {n_heads}", d_model)
     config = ModelConfig(
         family="gpt2",
-        n_layers=fields.size("n_layer", "num_hidden_layers"),
+        n_layers=fields.size("n_layer", "num_hidden_layers", most=MAX_LAYERS),
         n_heads=n_heads,
         n_kv_heads=n_heads,
         d_head=d_model // n_heads,
@@ -41,9 +26,9 @@ def read_config(fields: Fields) -> tuple[ModelConfig, dict[str, bool]]:
         gated_mlp=False,
         parallel_residual=False,
         tied_embeddings=fields.flag("tie_word_embeddings", default=True),
+        scores_by_layer=fields.flag("scale_attn_by_inverse_layer_idx", default=False),
     )
-    fields.unused(scale_attn_weights=(True,), scale_attn_by_inverse_layer_idx=(False,), **UNUSED)
-    fields.finish(ignored=[*IGNORED, *OTHERS])
+    fields.finish(head_dim=d_model // n_heads, num_key_value_heads=n_heads)
     return config, {}
 
 

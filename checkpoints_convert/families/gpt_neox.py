@@ -1,10 +1,8 @@
 """GPT-NeoX, the architecture of Pythia. Queries, keys and values of one head are neighbours."""
 
-from checkpoints_convert.fields import ACTIVATIONS, IGNORED, UNUSED, Fields, read_rotary
+from checkpoints_convert.fields import ACTIVATIONS, MAX_LAYERS, Fields, read_rotary
 from checkpoints_convert.rules import Family, Rule
 from headjax.config import ModelConfig
-
-OTHERS = ("attention_dropout", "attention_probs_dropout_prob", "hidden_dropout", "hidden_dropout_prob")
 
 
 def read_config(fields: Fields) -> tuple[ModelConfig, dict[str, bool]]:
@@ -14,7 +12,7 @@ def read_config(fields: Fields) -> tuple[ModelConfig, dict[str, bool]]:
     max_positions = fields.size("max_position_embeddings", default=2048)
     config = ModelConfig(
         family="gpt_neox",
-        n_layers=fields.size("num_hidden_layers"),
+        n_layers=fields.size("num_hidden_layers", most=MAX_LAYERS),
         n_heads=n_heads,
         n_kv_heads=n_heads,
         d_head=d_model // n_heads,
@@ -31,8 +29,7 @@ def read_config(fields: Fields) -> tuple[ModelConfig, dict[str, bool]]:
         tied_embeddings=fields.flag("tie_word_embeddings", default=False),
     )
     switches = {"attention_bias": fields.flag("attention_bias", default=True)}
-    fields.unused(**UNUSED)
-    fields.finish(ignored=[*IGNORED, *OTHERS])
+    fields.finish(head_dim=d_model // n_heads, num_key_value_heads=n_heads)
     return config, switches
 
 

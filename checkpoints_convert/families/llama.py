@@ -1,11 +1,8 @@
 """Llama 1 to 3.3 (text): root-mean-square norms, gated MLP, grouped-query attention, few biases."""
 
-from checkpoints_convert.fields import ACTIVATIONS, IGNORED, UNUSED, Fields, read_rotary
+from checkpoints_convert.fields import ACTIVATIONS, MAX_LAYERS, Fields, read_rotary
 from checkpoints_convert.rules import Family, Rule
 from headjax.config import ModelConfig
-
-# pretraining_tp repeats the splits of a training run: the same sums in another order.
-OTHERS = ("attention_dropout", "max_sequence_length", "pretraining_tp")
 
 
 def read_config(fields: Fields) -> tuple[ModelConfig, dict[str, bool]]:
@@ -17,7 +14,7 @@ def read_config(fields: Fields) -> tuple[ModelConfig, dict[str, bool]]:
     max_positions = fields.size("max_position_embeddings", default=2048)
     config = ModelConfig(
         family="llama",
-        n_layers=fields.size("num_hidden_layers"),
+        n_layers=fields.size("num_hidden_layers", most=MAX_LAYERS),
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         d_head=d_head,
@@ -36,8 +33,7 @@ def read_config(fields: Fields) -> tuple[ModelConfig, dict[str, bool]]:
     if config.rotary.dim != d_head:
         raise fields.refuse("partial_rotary_factor must be 1 for a Llama", config.rotary.dim / d_head)
     switches = {name: fields.flag(name, default=False) for name in ("attention_bias", "mlp_bias")}
-    fields.unused(**UNUSED)
-    fields.finish(ignored=[*IGNORED, *OTHERS])
+    fields.finish()
     return config, switches
 
 

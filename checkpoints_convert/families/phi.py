@@ -1,10 +1,8 @@
 """Phi-1, 1.5 and 2: attention and MLP side by side behind one norm, which fills both of ours."""
 
-from checkpoints_convert.fields import ACTIVATIONS, IGNORED, UNUSED, Fields, read_rotary
+from checkpoints_convert.fields import ACTIVATIONS, MAX_LAYERS, Fields, read_rotary
 from checkpoints_convert.rules import Family, Rule
 from headjax.config import ModelConfig
-
-OTHERS = ("attention_dropout", "embd_pdrop", "resid_pdrop")
 
 
 def read_config(fields: Fields) -> tuple[ModelConfig, dict[str, bool]]:
@@ -16,7 +14,7 @@ def read_config(fields: Fields) -> tuple[ModelConfig, dict[str, bool]]:
     max_positions = fields.size("max_position_embeddings", default=2048)
     config = ModelConfig(
         family="phi",
-        n_layers=fields.size("num_hidden_layers"),
+        n_layers=fields.size("num_hidden_layers", most=MAX_LAYERS),
         n_heads=n_heads,
         n_kv_heads=n_kv_heads,
         d_head=d_head,
@@ -32,8 +30,7 @@ def read_config(fields: Fields) -> tuple[ModelConfig, dict[str, bool]]:
         parallel_residual=True,
         tied_embeddings=fields.flag("tie_word_embeddings", default=False),
     )
-    fields.unused(qk_layernorm=(False,), **UNUSED)
-    fields.finish(ignored=[*IGNORED, *OTHERS])
+    fields.finish()
     return config, {}
 
 
