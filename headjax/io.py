@@ -3,7 +3,7 @@
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -100,3 +100,16 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
 def safe_name(*words: str) -> str:
     """Words joined into a file's name."""
     return "_".join("".join(c if c.isalnum() or c in "._-" else "_" for c in word) for word in words)
+
+
+def check_file_names(names: Iterable[str], what: str) -> None:
+    """Raises InputError where two names would give one file: they differ in punctuation or case alone."""
+    seen: dict[str, str] = {}
+    for name in names:
+        file = safe_name(name).casefold()
+        if file in seen:
+            differ = "" if name == seen[file] else ", which differ in punctuation or case alone"
+            raise InputError(
+                f"{what} name files, each its own; got {shown(seen[file])} and {shown(name)}{differ}"
+            )
+        seen[file] = name
