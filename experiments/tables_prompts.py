@@ -32,7 +32,7 @@ class PromptRow(NamedTuple):
 
 
 class PairRow(NamedTuple):
-    """One row of pairs.csv; a word of several tokens has all their ids. `dropped` is empty for pairs scored."""
+    """One row of pairs.csv; a word of several tokens has all their ids. `dropped`: why it does not count."""
 
     model: str
     relation: str
@@ -48,6 +48,7 @@ def write_prompt_tables(subjects: Sequence[Subject], config: RunConfig) -> tuple
     if not subjects:
         return [], []
     out, files = Path(config.out), []
+    # Two analyses that read the same prompts give one row.
     rows = dict.fromkeys(
         row for subject in subjects for batch in subject.batches for row in _rows(subject, batch)
     )
@@ -69,9 +70,7 @@ def describe_words(subject: Subject) -> str:
     lines = []
     if set(subject.run.analyses) & set(PROMPTS_OF):
         begin = describe_bos(subject)
-        how = (
-            f"begin with {begin['text']} (token {begin['id']})" if begin else "have no token before the text"
-        )
+        how = f"begin with {begin['text']} (token {begin['id']})" if begin else "begin with their text"
         lines.append(f"{subject.display_name}: prompts {how}")
     asked = {relation.id for relation in _relations(subject)}
     for pairs in subject.pairs:
@@ -136,8 +135,9 @@ def _relations(subject: Subject) -> list[Relation]:
 def _pairs(subject: Subject, relation: Relation) -> Iterator[PairRow]:
     skipped = {one.id for one, _ in subject.skipped}
     for pair in pair_tokens(subject.tokenizer, relation):
-        ids = (" ".join(map(str, tokens)) for tokens in (pair.source_tokens, pair.target_tokens))
-        source_id, target_id = ids
+        source_id, target_id = (
+            " ".join(map(str, tokens)) for tokens in (pair.source_tokens, pair.target_tokens)
+        )
         dropped = pair.dropped or ("relation skipped" if relation.id in skipped else "")
         yield PairRow(
             subject.display_name, relation.id, pair.source, source_id, pair.target, target_id, dropped

@@ -108,8 +108,6 @@ def check_file_names(names: Iterable[str], what: str) -> None:
     for name in names:
         file = safe_name(name).casefold()
         if file in seen:
-            differ = "" if name == seen[file] else ", which differ in punctuation or case alone"
-            raise InputError(
-                f"{what} name files, each its own; got {shown(seen[file])} and {shown(name)}{differ}"
-            )
+            rule = f"{what} name files, so they differ in more than punctuation and case"
+            raise InputError(f"{rule}; got {shown(seen[file])} and {shown(name)}")
         seen[file] = name

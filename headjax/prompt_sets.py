@@ -109,7 +109,7 @@ def task_template(relation: Relation) -> str:
 
 
 def read_prompts(path: Path | str) -> list[Prompt]:
-    """A user's prompts: JSON lines ``{"prompt", "answer", "distractor"?, "corrupted"?, "source"?, "space"?}``.
+    """A user's prompts: JSON lines {"prompt", "answer", "distractor"?, "corrupted"?, "source"?, "space"?}.
 
     `source` is a word of the prompt; where it occurs more than once, the last time counts. `space` says
     whether a space comes before the answer, see `Prompt`. The file's name without its ending stands for the
@@ -169,9 +169,8 @@ def _find_word(text: str, word: str, name: str) -> tuple[int, int]:
 def check_count(n_prompts: int) -> None:
     """Raises InputError for a number of prompts that cannot be drawn."""
     if not isinstance(n_prompts, int) or not 1 <= n_prompts <= MAX_PROMPTS:
-        raise InputError(
-            f"n_prompts must be 1 to {MAX_PROMPTS:,} where prompts are drawn; got {shown(n_prompts)}"
-        )
+        rule = f"n_prompts must be 1 to {MAX_PROMPTS:,} where prompts are drawn"
+        raise InputError(f"{rule}; got {shown(n_prompts)}")
 
 
 def sample_prompts(prompts: Sequence[Prompt], n_prompts: int | None, seed: int) -> list[Prompt]:

@@ -1,9 +1,10 @@
 """Text to tokens: the only place that tokenises.
 
 A word's tokens are those whose span overlaps it, or the space before it, in running text: byte-level BPE
-gives `" Paris"`, SentencePiece `▁Paris`; where the space is a token besides, as in `Ġ`, `urn`, the word is two
-tokens. A character-level tokenizer, which never joins a space to anything, gives the letters. The tokenizer's
-own offsets decide, so nothing here knows a tokenizer's kind. Which prompts there are is in `prompt_sets.py`.
+gives `" Paris"`, SentencePiece `▁Paris`; where the space is a token of its own, as in `Ġ`, `urn`, the word is
+two tokens. A character-level tokenizer, which never joins a space to anything, gives the letters. The
+tokenizer's own offsets decide, so nothing here knows a tokenizer's kind. Which prompts there are is in
+`prompt_sets.py`.
 """
 
 import re
@@ -60,7 +61,7 @@ class PairTokens(NamedTuple):
 
 @dataclass(frozen=True)
 class TokenPairs:
-    """The pairs of a relation that a model can be asked about, see `tokenise_pairs`; and the `dropped` ones."""
+    """The pairs of a relation that a model can be asked about, see `tokenise_pairs`, and those `dropped`."""
 
     relation: Relation
     sources: Int[np.ndarray, " N"]
@@ -304,9 +305,7 @@ def select_pairs(
     counted = [tokenise_pairs(tokenizer, relation, vocab_size, single_source) for relation in relations]
     selected = tuple(pairs for pairs in counted if len(pairs.words) >= min_pairs)
     skipped = {
-        pairs.relation.id: f"{_count(pairs)}, min_pairs is {min_pairs}; {describe_dropped(pairs)}".rstrip(
-            "; "
-        )
+        pairs.relation.id: f"{_count(pairs)}, min_pairs is {min_pairs}{_because(pairs)}"
         for pairs in counted
         if len(pairs.words) < min_pairs
     }
@@ -314,13 +313,17 @@ def select_pairs(
         best = max(counted, key=lambda pairs: len(pairs.words), default=None)
         found = "no relation was given"
         if best is not None:
-            found = f"the most has {best.relation.id}, {_count(best)}; {describe_dropped(best)}".rstrip("; ")
+            found = f"the most has {best.relation.id}, {_count(best)}{_because(best)}"
         raise InputError(f"a relation needs min_pairs={min_pairs} pairs of single tokens; {found}")
     return selected, skipped
 
 
 def _count(pairs: TokenPairs) -> str:
     return f"{len(pairs.words)} of {len(pairs.relation.pairs)} pairs are single tokens"
+
+
+def _because(pairs: TokenPairs) -> str:
+    return f"; {describe_dropped(pairs)}" if pairs.dropped else ""
 
 
 def describe_dropped(pairs: TokenPairs, at_most: int = 10) -> str:
@@ -336,7 +339,7 @@ def describe_dropped(pairs: TokenPairs, at_most: int = 10) -> str:
     parts = []
     for what, words in (("several tokens", several), ("not in the vocabulary", absent)):
         if words:
-            named = ", ".join(list(words)[:at_most])
+            named = ", ".join(word[:40] for word in list(words)[:at_most])
             rest = f" and {len(words) - at_most} more" if len(words) > at_most else ""
             parts.append(f"{what}: {named}{rest}")
     return "; ".join(parts)
@@ -503,7 +506,11 @@ def _split_answer(
     tokens = [pieces[i].token for i in inside]
     if len(tokens) != 1 or tokens[0] in tokenizer.all_special_ids:
         spelling = shown(tokenizer.convert_ids_to_tokens(tokens))
-        raise InputError(f"an answer must be one token; {name} has {shown(answer)}, which is {spelling}")
+        alone = len(tokens) == 2 and pieces[inside[0]].end <= len(text + lead)
+        hint = "; where the prompt ends in the space, the second is scored" if alone else ""
+        raise InputError(
+            f"an answer must be one token; {name} has {shown(answer)}, which is {spelling}{hint}"
+        )
     if pieces[inside[0]].start < len(text.rstrip()):
         raise InputError(f"an answer must begin a token of its own; {name} joins {shown(answer)} to its text")
     before = pieces[: inside[0]]
@@ -522,9 +529,8 @@ def _space_between(prompt: Prompt, text: str, answer: str) -> str:
         raise InputError(f"space is one of {', '.join(SPACES)}; {prompt.name} has {shown(prompt.space)}")
     if prompt.space == "no":
         if own:
-            raise InputError(
-                f"with space 'no' an answer begins without one; {prompt.name} has {shown(answer)}"
-            )
+            rule = "with space 'no' an answer begins without one"
+            raise InputError(f"{rule}; {prompt.name} has {shown(answer)}")
         return ""
     if prompt.space == "yes":
         return "" if text != text.rstrip() else own or " "

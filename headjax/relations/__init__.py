@@ -157,9 +157,8 @@ def _parse(text: bytes, file: str, default_id: str) -> Relation:
     if "/" in id or "\\" in id:
         raise InputError(f"{file}: an id names files, so it has no slash; got {shown(id)}")
     if len(id) > MAX_NAME:
-        raise InputError(
-            f"{file}: an id names files, so it has at most {MAX_NAME} characters; got {shown(id)}"
-        )
+        rule = f"an id names files, so it has at most {MAX_NAME} characters"
+        raise InputError(f"{file}: {rule}; got {shown(id)}")
     in_words = id.replace("_", " ").strip()
     default_name, default_category = in_words[:1].upper() + in_words[1:], CUSTOM_CATEGORY
     if id in RELATION_IDS and not {"name", "category"} <= set(fields):
