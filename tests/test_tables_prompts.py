@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from experiments.config import RunConfig
-from experiments.run import run
 from experiments.subject import Subject, open_subject
-from experiments.tables_prompts import describe_words, write_prompt_tables
+from experiments.tables_prompts import describe_bos, describe_words, dropped_pairs, write_prompt_tables
 from headjax.errors import InputError
 from headjax.prompts import word_tokens
 from tests.test_prompts import REAL_MODEL
@@ -57,6 +56,7 @@ def test_prompts_are_listed_with_the_tokens_that_are_scored(config, tmp_path):
     files, (text,) = write_prompt_tables([open_tiny(config)], config)
     assert [path.name for path in files] == ["prompts.csv"]
     assert text == "tiny: prompts begin with <|begin|> (token 0)"
+    assert describe_bos(open_tiny(config)) == {"text": "<|begin|>", "id": 0}
     tokenizer = byte_level()
     (lima,), (rome,) = word_tokens(tokenizer, "Lima"), word_tokens(tokenizer, "Rome")
     letters = tokenizer.convert_tokens_to_ids(["Z", "P"])
@@ -76,6 +76,12 @@ def test_pairs_are_listed_with_their_tokens_and_why_they_do_not_count(config):
     files, (text,) = write_prompt_tables([open_tiny(config)], config)
     assert [path.name for path in files] == ["pairs.csv"]
     assert text == "tiny: capitals has 4 of 7 pairs; several tokens: Chile, Quito, Bolivia, Sucre"
+    lost = dropped_pairs(open_tiny(config))
+    assert [pair[:2] for pair in lost["capitals"]] == [
+        ("Chile", "Lima"),
+        ("dog", "Quito"),
+        ("Bolivia", "Sucre"),
+    ]
     rows, tokenizer = read(files[0]), byte_level()
     assert len(rows) == 7 + len(PAIRS["copying"]) + 2
     of = {(row["relation"], row["source"]): row for row in rows}
@@ -111,27 +117,6 @@ def test_every_analysis_that_reads_prompts_lists_its_own(config):
     assert len(read(files[0])) == len(ablation)  # the same prompts, once
 
 
-def test_a_run_writes_both_prints_what_was_lost_and_records_it(config, capsys):
-    config = dataclasses.replace(
-        config, analyses=("relation_scores", "logit_attribution"), templates=("<X> is",), bos=None
-    )
-    files = run(config, progress=False)
-    out = Path(config.out)
-    assert {out / "prompts.csv", out / "pairs.csv"} <= set(files)
-    printed = capsys.readouterr().out
-    assert "model: prompts begin with their text" in printed
-    assert printed.count("capitals has 4 of 7 pairs; several tokens: Chile, Quito, Bolivia, Sucre") == 1
-    (model,) = json.loads((out / "run.json").read_text())["models"]
-    assert model["bos"] is None
-    assert [pair[:2] for pair in model["dropped"]["capitals"]] == [
-        ["Chile", "Lima"],
-        ["dog", "Quito"],
-        ["Bolivia", "Sucre"],
-    ]
-    assert model["skipped"]["small"].endswith("min_pairs is 3; several tokens: Oslo")
-    assert {row["bos"] for row in read(out / "prompts.csv")} == {""}
-
-
 # Names
 
 
@@ -156,19 +141,15 @@ def test_sets_of_prompts_that_would_share_a_name_are_refused(config, tmp_path, n
 
 def test_a_relation_that_is_called_like_a_generator_is_refused(config):
     (Path(config.relations_dir) / "ioi.json").write_text(json.dumps(PAIRS["copying"]))
-    with pytest.raises(InputError, match="relations, generators and prompt files .*; got 'ioi' and 'ioi'"):
+    with pytest.raises(InputError, match=r"relations, generators and prompt files .*; got 'ioi' and 'ioi'"):
         open_tiny(config)
 
 
 @pytest.mark.skipif(REAL_MODEL is None, reason="needs HEADJAX_REAL_MODEL, the directory of a real model")
-def test_a_real_models_prompts_begin_with_their_text(tmp_path):
-    """Its bos_token is a mark of chats: put in front, IOI goes wrong in one prompt of six more."""
-    from experiments.subject import load_subject
-
-    config = RunConfig(
-        model=REAL_MODEL, prompts="ioi", analyses=("head_ablation",), out=str(tmp_path), n_prompts=3
-    )
-    subject = load_subject(REAL_MODEL, dataclasses.replace(config, stream=True))
+def test_a_real_models_prompts_begin_with_their_text():
+    """Its bos_token is a mark of chats: put in front, every sixth prompt of IOI that was right goes wrong."""
+    config = RunConfig(model=REAL_MODEL, prompts="ioi", analyses=("head_ablation",), n_prompts=3)
+    subject = open_subject("real", Path(REAL_MODEL), tiny_config(49152), config, None)
     assert subject.bos is None
     assert not subject.task_batch.bos
     assert describe_words(subject).endswith("prompts begin with their text")
