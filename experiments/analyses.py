@@ -180,7 +180,7 @@ def attention_scores(subject: Subject, track: Track, remember: Remember) -> Grid
     tokens = repeated_tokens(
         subject.config,
         seed=run.seed,
-        bos=tokenizer.bos_token_id if subject.task_batch.bos else None,
+        bos=subject.bos,
         vocab_size=min(len(tokenizer), subject.config.vocab_size),
     )
     batch = subject.task_batch

@@ -62,7 +62,7 @@ class RunConfig:
         relations; a relation named here gives each prompt a corrupted twin, whose answer is the distractor.
       n_prompts: at most so many of each relation, or of the generators; None: all, or 100.
       multi_token: dynamic scores also of sources of several tokens, of which the last one is the source.
-      bos: whether prompts begin with the beginning-of-text token; None: the family's default.
+      bos: whether prompts begin with the beginning-of-text token; None: as the model's tokenizer does it.
       ablation: what replaces a head's output: "zero", "mean" or "resample".
       mean_over: "prompts" (each position its own mean) or "tokens" (one mean).
       positions: where heads are ablated, "last" or "all".

@@ -33,6 +33,7 @@ from experiments.stages import Stages, devices, peak_memory, versions
 from experiments.subject import Subject, load_subject
 from experiments.tables import write_curves, write_tables
 from experiments.tables_papers import write_comparison, write_salient, write_universality
+from experiments.tables_prompts import describe_bos, dropped_pairs, write_prompt_tables
 from experiments.units import Units
 from experiments.weight_analyses import salient_operations
 from headjax.circuits import check_fits, find_circuit
@@ -115,6 +116,8 @@ def run_alone(config: RunConfig, stages: Stages) -> list[Path]:
     save_npz(grids, files[1])
     tables, texts = write_tables(grids, skipped_rows(subjects), config)
     files += tables
+    tables, more = write_prompt_tables(subjects, config)
+    files, texts = files + tables, texts + more
     if curves:
         tables, more = write_curves(curves, config)
         files, texts = files + tables, texts + more
@@ -199,6 +202,8 @@ def describe(config: RunConfig, subjects: Sequence[Subject], stages: Stages) -> 
                 "source": subject.provenance,
                 "relations": {pairs.relation.id: len(pairs.words) for pairs in subject.pairs},
                 "skipped": {relation.id: reason for relation, reason in subject.skipped},
+                "dropped": dropped_pairs(subject),
+                "bos": describe_bos(subject),
             }
             for subject in subjects
         ],

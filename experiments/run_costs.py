@@ -133,8 +133,7 @@ def _gradient_attribution(subject: Subject, machine: Machine) -> Cost:
 
 
 def _attention_patterns(subject: Subject, machine: Machine) -> Cost:
-    bos = subject.tokenizer.bos_token_id if subject.task_batch.bos else None
-    both = (repeated_tokens(subject.config, bos=bos), subject.task_batch)
+    both = (repeated_tokens(subject.config, bos=subject.bos), subject.task_batch)
     repeated, own = (
         costs.attention_patterns(subject.config, _chunked(subject, one, machine.copies), _itemsize(subject))
         for one in both

@@ -20,7 +20,9 @@ from experiments.config import RunConfig
 from headjax import zoo
 from headjax.checkpoint import is_converted, read_config, read_provenance
 from headjax.config import ModelConfig
+from headjax.errors import InputError, shown
 from headjax.grid import HeadGrid
+from headjax.io import check_file_names
 from headjax.layered import LayeredModel, layered_checkpoint
 from headjax.mesh import MODEL_AXIS, make_mesh, one_by_one
 from headjax.metrics import mean_and_stderr
@@ -39,11 +41,12 @@ from headjax.prompts import (
     PromptBatch,
     TokenPairs,
     batch_prompts,
+    beginning_token,
     load_tokenizer,
     select_pairs,
     tokenise_pairs,
 )
-from headjax.relations import Relation, load_relations
+from headjax.relations import MAX_NAME, Relation, load_relations
 from headjax.sweeps.relation_scores import HitRule, Weights, checkpoint_weights, published_rule
 from headjax.templates import DYNAMIC_TEMPLATES
 from kernels import platform
@@ -57,6 +60,17 @@ GENERATOR_NAMES = {
     "colored_objects": "Colored objects",
 }
 PROMPT_CATEGORY = "Prompts"  # of grids that no relation stands behind
+# The property of Subject that holds the prompts of an analysis; those that are not here read none.
+PROMPTS_OF = {
+    "dynamic_scores": "dynamic_batch",
+    "logit_attribution": "task_batch",
+    "head_ablation": "task_batch",
+    "gradient_attribution": "task_batch",
+    "ablation_curves": "task_batch",
+    "attention_patterns": "task_batch",
+    "path_patching": "twin_batches",
+    "circuit_discovery": "twin_batches",
+}
 
 
 @dataclass(frozen=True)
@@ -130,6 +144,20 @@ class Subject:
         names = self.run.prompt_sets or [pairs.relation.id for pairs in self.pairs]
         batches = [self._batch(self.prompt_set(name)) for name in names]
         return {batch.prompts[0].relation: batch for batch in batches}
+
+    @property
+    def batches(self) -> list[PromptBatch]:
+        """All prompts that the run's analyses read."""
+        names = dict.fromkeys(
+            PROMPTS_OF[analysis] for analysis in self.run.analyses if analysis in PROMPTS_OF
+        )
+        held = [getattr(self, name) for name in names]
+        return [batch for one in held for batch in (one.values() if isinstance(one, dict) else [one])]
+
+    @cached_property
+    def bos(self) -> int | None:
+        """The token that every prompt begins with; None where none is put there."""
+        return beginning_token(self.tokenizer, self.run.bos)
 
     def prompt_set(self, name: str) -> Sequence[Prompt]:
         """What a name in the field `prompts` stands for: a generator, a relation with twins, or a file."""
@@ -240,6 +268,7 @@ def open_subject(
     """
     tokenizer = load_tokenizer(directory)
     relations = load_relations(run.relations or None, relations_dir and Path(relations_dir))
+    check_prompt_names(run, [relation.id for relation in relations])
     pairs, reasons = select_pairs(tokenizer, relations, config.vocab_size, run.min_pairs)
     return Subject(
         display_name=display_name,
@@ -252,6 +281,20 @@ def open_subject(
         planted=planted_at,
         **reads,
     )
+
+
+def check_prompt_names(run: RunConfig, relations: Sequence[str]) -> None:
+    """Raises InputError where two sets of prompts, or one and a relation, would go by one name in results.
+
+    A file goes by its name without the ending.
+    """
+    known = (*relations, *GENERATOR_NAMES)
+    check_file_names((name for name in run.prompt_sets if name in known), "prompts")
+    stems = [Path(name).stem for name in run.prompt_sets if name not in known]
+    for stem in stems:
+        if len(stem) > MAX_NAME:
+            raise InputError(f"a prompt file's name has at most {MAX_NAME} characters; got {shown(stem)}")
+    check_file_names((*known, *stems), "relations, generators and prompt files")
 
 
 def make_grid(

@@ -11,6 +11,7 @@ from experiments.config import RunConfig
 from experiments.tables import read_curves
 from headjax.grid import GridSet
 from headjax.io import atomic_write
+from headjax.markdown import markdown_code, markdown_text
 from headjax.universality import (
     CategoryShare,
     GroupSimilarity,
@@ -46,19 +47,13 @@ def salient_page(salient: Mapping[str, Mapping[str, list[dict]]]) -> str:
     lines = ["# Salient operations", ""]
     lines.append("The tokens whose norm a head's W_V W_O amplifies most, and what each is mapped to.")
     for model, heads in salient.items():
-        lines += ["", f"## {model}"]
+        lines += ["", f"## {markdown_text(model)}"]
         for head, tokens in heads.items():
             lines += ["", f"### {head}", "", "| token | amplified | mapped to |", "|---|---|---|"]
             for one in tokens:
-                mapped = ", ".join(map(_code, one["mapped"]))
-                lines.append(f"| {_code(one['token'])} | {one['amplification']:.3g} | {mapped} |")
+                mapped = ", ".join(map(markdown_code, one["mapped"]))
+                lines.append(f"| {markdown_code(one['token'])} | {one['amplification']:.3g} | {mapped} |")
     return "\n".join(lines) + "\n"
-
-
-def _code(token: str) -> str:
-    """A token in a Markdown table, its spaces and line ends visible."""
-    text = json.dumps(token, ensure_ascii=False)[1:-1].replace("|", "\\|").replace("`", "\\u0060")
-    return f"`{text.replace(' ', '␣')}`"
 
 
 def write_universality(

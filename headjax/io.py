@@ -163,3 +163,14 @@ def check_safe_names(names: Iterable[tuple[str, ...]]) -> None:
 def safe_name(*words: str) -> str:
     """Words joined into a file's name; see `check_safe_names`."""
     return "_".join("".join(c if c.isalnum() or c in "._-" else "_" for c in word) for word in words)
+
+
+def check_file_names(names: Iterable[str], what: str) -> None:
+    """Raises InputError where two names would give one file: they differ in punctuation or case alone."""
+    seen: dict[str, str] = {}
+    for name in names:
+        file = safe_name(name).casefold()
+        if file in seen:
+            rule = f"{what} name files, so they differ in more than punctuation and case"
+            raise InputError(f"{rule}; got {shown(seen[file])} and {shown(name)}")
+        seen[file] = name

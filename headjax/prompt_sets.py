@@ -13,25 +13,27 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from headjax.errors import InputError
+from headjax.errors import InputError, shown
 from headjax.io import parse_json, read_text
-from headjax.prompts import Prompt, TokenPairs, encode, word_tokens
+from headjax.prompts import SPACES, Prompt, TokenPairs, encode, word_tokens
 from headjax.relations import Relation
 from headjax.templates import DYNAMIC_TEMPLATES, SLOT, TASK_TEMPLATES
 
-_REQUIRED, _OPTIONAL = ("prompt", "answer"), ("distractor", "corrupted", "source")
-_LINE = '{"prompt", "answer", "distractor"?, "corrupted"?, "source"?}'
+_REQUIRED, _OPTIONAL = ("prompt", "answer"), ("distractor", "corrupted", "source", "space")
+_LINE = '{"prompt", "answer", "distractor"?, "corrupted"?, "source"?, "space"?}'
+MAX_PROMPTS = 100_000  # drawn or read; every one is tokenised before anything is computed
 
 
 def template_prompts(pairs: TokenPairs, templates: Sequence[str] = DYNAMIC_TEMPLATES) -> list[Prompt]:
     """Every template filled with every source, template by template; the answer is the target.
 
-    The source is the last ``<X>`` of a template. Raises InputError for a template without one.
+    The source is the last ``<X>`` of a template; where a template ends in it, the answer follows a space.
+    Raises InputError for a template without ``<X>``.
     """
     prompts = []
     for template in templates:
         if SLOT not in template:
-            raise InputError(f"a template must hold {SLOT}, where the source goes; got {template!r}")
+            raise InputError(f"a template must hold {SLOT}, where the source goes; got {shown(template)}")
         for source, target in pairs.words:
             text = template.replace(SLOT, source)
             start = len(template[: template.rindex(SLOT)].replace(SLOT, source))
@@ -43,6 +45,7 @@ def template_prompts(pairs: TokenPairs, templates: Sequence[str] = DYNAMIC_TEMPL
                     source=(start, start + len(source)),
                     relation=pairs.relation.id,
                     template=template,
+                    space="yes" if template.endswith(SLOT) else "auto",
                 )
             )
     return prompts
@@ -106,35 +109,37 @@ def task_template(relation: Relation) -> str:
 
 
 def read_prompts(path: Path | str) -> list[Prompt]:
-    """A user's prompts: JSON lines ``{"prompt", "answer", "distractor"?, "corrupted"?, "source"?}``.
+    """A user's prompts: JSON lines {"prompt", "answer", "distractor"?, "corrupted"?, "source"?, "space"?}.
 
-    `source` is a word of the prompt; where it occurs more than once, the last time counts. The file's
-    name without its ending stands for the relation. Raises InputError naming the line.
+    `source` is a word of the prompt; where it occurs more than once, the last time counts. `space` says
+    whether a space comes before the answer, see `Prompt`. The file's name without its ending stands for the
+    relation. Raises InputError naming the line.
     """
     path = Path(path)
     lines = read_text(path).split("\n")
-    prompts = [
-        _read_line(line, f"{path} line {number}", path.stem)
-        for number, line in enumerate(lines, start=1)
-        if line.strip()
-    ]
-    if not prompts:
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not numbered:
         raise InputError(f"{path}: a prompt file has at least one line; this one is empty")
-    return prompts
+    if len(numbered) > MAX_PROMPTS:
+        raise InputError(f"{path}: a prompt file has at most {MAX_PROMPTS:,} lines; got {len(numbered):,}")
+    return [_read_line(line, f"{path} line {number}", path.stem) for number, line in numbered]
 
 
 def _read_line(line: str, name: str, relation: str) -> Prompt:
     fields = parse_json(line, name)
     if not isinstance(fields, dict):
-        raise InputError(f"{name}: a line is an object such as {_LINE}; got {line.strip()[:40]}")
+        raise InputError(f"{name}: a line is an object such as {_LINE}; got {shown(fields)}")
     for field in _REQUIRED:
         if field not in fields:
             raise InputError(f"{name}: a prompt is {_LINE}; {field!r} is missing")
     for field, value in fields.items():
         if field not in _REQUIRED + _OPTIONAL:
-            raise InputError(f"{name}: a prompt is {_LINE}; it has no {field!r}")
+            raise InputError(f"{name}: a prompt is {_LINE}; it has no {shown(field)}")
         if not isinstance(value, str) or not value.strip():
-            raise InputError(f"{name}: {field!r} is a non-empty string; got {value!r}")
+            raise InputError(f"{name}: {field!r} is a non-empty string; got {shown(value)}")
+    space = fields.get("space", "auto")
+    if space not in SPACES:
+        raise InputError(f"{name}: 'space' is one of {', '.join(SPACES)}; got {shown(space)}")
     source = fields.get("source")
     return Prompt(
         name=name,
@@ -144,6 +149,7 @@ def _read_line(line: str, name: str, relation: str) -> Prompt:
         distractor=fields.get("distractor"),
         corrupted=fields.get("corrupted"),
         relation=relation,
+        space=space,
     )
 
 
@@ -153,16 +159,23 @@ def _find_word(text: str, word: str, name: str) -> tuple[int, int]:
         re.finditer(re.escape(word), text)
     )
     if not found:
-        raise InputError(f"{name}: a source must occur in its prompt; {word!r} does not")
+        raise InputError(f"{name}: a source must occur in its prompt; {shown(word)} does not")
     return found[-1].span()
+
+
+def check_count(n_prompts: int) -> None:
+    """Raises InputError for a number of prompts that cannot be drawn."""
+    if not isinstance(n_prompts, int) or not 1 <= n_prompts <= MAX_PROMPTS:
+        rule = f"n_prompts must be 1 to {MAX_PROMPTS:,} where prompts are drawn"
+        raise InputError(f"{rule}; got {shown(n_prompts)}")
 
 
 def sample_prompts(prompts: Sequence[Prompt], n_prompts: int | None, seed: int) -> list[Prompt]:
     """At most n_prompts of them (None: all), drawn without replacement and kept in order."""
+    if n_prompts is not None and n_prompts < 1:
+        raise InputError(f"n_prompts must be at least 1; got {n_prompts}")
     if n_prompts is None or n_prompts >= len(prompts):
         return list(prompts)
-    if n_prompts < 1:
-        raise InputError(f"n_prompts must be at least 1; got {n_prompts}")
     chosen = random.Random(seed).sample(range(len(prompts)), n_prompts)
     return [prompts[i] for i in sorted(chosen)]
 
@@ -197,6 +210,7 @@ def ioi_prompts(tokenizer: PreTrainedTokenizerBase, n_prompts: int, seed: int) -
     the prompts' `template`. The source is the indirect object. The corrupted partner is the paper's ABC:
     three other names, all different, so that neither role can be told. All names are one token.
     """
+    check_count(n_prompts)
     names = ioi_names(tokenizer)
     rng = random.Random(seed)
     prompts = []
@@ -239,6 +253,7 @@ def colored_object_prompts(tokenizer: PreTrainedTokenizerBase, n_prompts: int, s
     differ in one token. The source is the answer's colour where the object is named. `template` is the
     place of the object asked for: first, second or third.
     """
+    check_count(n_prompts)
     objects = _single_tokens(tokenizer, OBJECTS, at_least=6, what="objects")
     # Named in lower case, answered with a capital.
     capital = _single_tokens(tokenizer, COLORS.title(), at_least=6, what="colors")

@@ -140,6 +140,17 @@ def test_repeated_tokens_are_the_same_twice_behind_one_bos():
 def test_repeated_tokens_fit_the_models_positions():
     assert repeated_tokens(GPT2).shape == (32, 18)  # of 19 positions
     assert repeated_tokens(GPT2, bos=0).shape == (32, 19)
+    V = GPT2.vocab_size
+    for wrong, message in (
+        ({"bos": V}, f"must share a vocabulary; the text needs token {V}, the model has {V}"),
+        ({"bos": -1}, "must share a vocabulary; the text needs token -1"),
+        ({"vocab_size": V + 1}, f"vocab_size must be 1 to {V}, the model's; got {V + 1}"),
+        ({"vocab_size": 0}, "vocab_size must be 1 to"),
+        ({"n_prompts": 10**8}, "n_prompts must be 1 to 100,000 where prompts are drawn; got 100000000"),
+        ({"n_prompts": 0}, "n_prompts must be 1 to"),
+    ):
+        with pytest.raises(InputError, match=message):
+            repeated_tokens(GPT2, **wrong)
     assert repeated_tokens(dataclasses.replace(GPT2, max_positions=1000)).shape == (32, 100)
     with pytest.raises(InputError, match="must be 1 to 9, to fit the model's positions; got 10"):
         repeated_tokens(GPT2, length=10)

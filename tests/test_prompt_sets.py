@@ -76,6 +76,15 @@ def test_a_source_of_several_tokens_fills_a_template_too():
     assert spelled(tokenizer, batch.tokens[np.arange(4), batch.sources]) == ["ĠSpain"] * 4
 
 
+def test_an_answer_after_a_source_follows_a_space_even_between_digits():
+    relation = Relation("years", "Years", "Custom", (("1", "2"),))
+    tokenizer = whole_words("1 2")
+    pairs = tokenise_pairs(tokenizer, relation, len(tokenizer))
+    (prompt,) = template_prompts(pairs, ["<X>"])
+    batch = batch_prompts(tokenizer, [prompt], CONFIG)
+    assert spelled(tokenizer, batch.tokens) + spelled(tokenizer, batch.answers) == ["1", "2"]
+
+
 def test_a_template_without_a_slot_is_refused():
     for prompts in (template_prompts, task_prompts):
         with pytest.raises(InputError, match=r"a template must hold <X>, .*; got 'The capital is'"):
@@ -192,6 +201,15 @@ def test_a_prompt_file_is_read(tmp_path):
     assert {prompt.template for prompt in (first, second, third)} == {""}
 
 
+def test_a_file_of_windows_is_read_and_says_where_there_is_no_space(tmp_path):
+    lines = ({"prompt": "Zürich 17", "answer": "41", "space": "no"}, {"prompt": "a", "answer": "b"})
+    text = "\ufeff" + "".join(json.dumps(line, ensure_ascii=False) + "\r\n" for line in lines)
+    (tmp_path / "p.jsonl").write_bytes(text.encode())
+    first, second = read_prompts(tmp_path / "p.jsonl")
+    assert (first.text, first.answer, first.space, first.relation) == ("Zürich 17", "41", "no", "p")
+    assert (second.text, second.space) == ("a", "auto")
+
+
 def test_the_last_time_a_source_stands_alone_counts(tmp_path):
     line = {"prompt": "art, art and party", "answer": "a", "source": "art"}
     (prompt,) = read_prompts(write(tmp_path / "p.jsonl", line))
@@ -203,12 +221,18 @@ def test_the_last_time_a_source_stands_alone_counts(tmp_path):
     [
         ('{"prompt": "a", ', "line 2: not valid JSON: "),
         ("[" * 100_000, "line 2: not valid JSON: "),
-        ('["prompt"]', r"line 2: a line is an object such as .*; got \['?\"prompt"),
+        ('["prompt"]', r"line 2: a line is an object such as .*; got \['prompt'\]"),
         ({"prompt": "a"}, "line 2: a prompt is .*; 'answer' is missing"),
         ({"answer": "a"}, "line 2: a prompt is .*; 'prompt' is missing"),
         ({"prompt": "a", "answer": "b", "anwser": "c"}, "line 2: a prompt is .*; it has no 'anwser'"),
         ({"prompt": "a", "answer": 3}, "line 2: 'answer' is a non-empty string; got 3"),
         ({"prompt": " ", "answer": "b"}, "line 2: 'prompt' is a non-empty string; got ' '"),
+        ({"prompt": "a", "answer": "b", "space": True}, "line 2: 'space' is a non-empty string; got True"),
+        ({"prompt": "a", "answer": "b", "space": "of"}, "line 2: 'space' is one of auto, yes, no; got 'of'"),
+        ({"prompt": "a", "answer": "b" * 9999, "b" * 9999: ""}, "line 2: a prompt is .*; it has no 'bbb"),
+        ('{"prompt": "a", "answer": "b", "answer": "c"}', "line 2: an object names each field once"),
+        ('{"prompt": "a", "answer": "\\ud800"}', "line 2: must hold whole characters"),
+        ('{"prompt": "a", "answer": NaN}', "line 2: JSON numbers are finite; got NaN"),
         (
             {"prompt": "a", "answer": "b", "source": "c"},
             "line 2: a source must occur in its prompt; 'c' does not",
@@ -221,7 +245,7 @@ def test_a_bad_line_is_named(tmp_path, line, message):
         read_prompts(path)
     assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
-    assert len(str(error.value)) < 300 + len(str(path))
+    assert len(str(error.value)) < 400 + len(str(path))
 
 
 def test_a_file_that_is_none_is_named(tmp_path):
@@ -245,8 +269,17 @@ def test_a_sample_is_drawn_without_replacement_in_order_and_by_seed():
     assert sample_prompts(prompts, 7, seed=3) == drawn
     assert sample_prompts(prompts, 7, seed=4) != drawn
     assert sample_prompts(prompts, None, seed=3) == sample_prompts(prompts, 99, seed=3) == prompts
-    with pytest.raises(InputError, match="n_prompts must be at least 1; got 0"):
-        sample_prompts(prompts, 0, seed=3)
+    for wrong in (0, -1):
+        with pytest.raises(InputError, match=f"n_prompts must be at least 1; got {wrong}"):
+            sample_prompts(prompts, wrong, seed=3)
+
+
+@pytest.mark.parametrize("generate", [ioi_prompts, colored_object_prompts])
+@pytest.mark.parametrize("n_prompts", [0, -1, 10**8, 10**30])
+def test_prompts_without_end_are_refused_before_one_is_drawn(generate, n_prompts):
+    rule = rf"n_prompts must be 1 to 100,000 where prompts are drawn; got {n_prompts}"
+    with pytest.raises(InputError, match=rule):
+        generate(TASK_WORDS, n_prompts, seed=0)
 
 
 # The published tasks

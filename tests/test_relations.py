@@ -142,7 +142,9 @@ def test_spaces_around_words_and_a_byte_order_mark_are_dropped(tmp_path):
         ([["France", ""], *PAIRS], "entry 1 of 4 is .* two non-empty words"),
         ([["  ", "Paris"], *PAIRS], "entry 1 of 4 is .* two non-empty words"),
         ([["Fran\nce", "Paris"], *PAIRS], r"entry 1 of 4 is .* got \['Fran\\nce', 'Paris'\]"),
-        ('[["\\ud800", "Paris"]]', "half of a surrogate pair"),
+        ('[["\\ud800", "Paris"]]', "must hold whole characters; it holds half of a surrogate pair"),
+        ('{"pairs": [["a", "b"]], "pairs": []}', "an object names each field once; twice: 'pairs'"),
+        ({**OWN, "id": "x" * 101}, "an id names files, so it has at most 100 characters; got 'xxx"),
         ([*PAIRS, ["Italy", "Turin"]], "a source has one target; given more often: 'Italy'$"),
         ([*PAIRS, ["Japan", "Tokyo"], [" Italy ", "Turin"]], "given more often: 'Italy', 'Japan'$"),
         ([[str(i), "x"] for i in range(7)] * 2, "more often: '0', '1', '2', '3', '4' and 2 more$"),
@@ -172,6 +174,18 @@ def test_two_files_with_one_id_are_refused(tmp_path):
     _write(tmp_path / "capitals.json", PAIRS)
     _write(tmp_path / "other.json", OWN)
     with pytest.raises(InputError, match=r"'capitals' is in .*capitals\.json and .*other\.json"):
+        load_relations(directory=tmp_path)
+
+
+@pytest.mark.parametrize("second", ["a_b", "a.b", "A b", "a/b"])
+def test_ids_that_would_name_one_file_are_refused(tmp_path, second):
+    _write(tmp_path / "1.json", {"id": "a b", "pairs": PAIRS})
+    _write(tmp_path / "2.json", {"id": second, "pairs": PAIRS})
+    if second == "a.b":  # another file: a point stays one
+        assert [relation.id for relation in load_relations(directory=tmp_path)] == ["a b", "a.b"]
+        return
+    rule = "relation ids name files, so they differ in more than punctuation and case; got 'a b' and|no slash"
+    with pytest.raises(InputError, match=rule):
         load_relations(directory=tmp_path)
 
 

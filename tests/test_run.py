@@ -55,7 +55,7 @@ def test_writes_every_file_it_names(finished):
     names = {file.relative_to(out).as_posix() for file in files}
     figures = {"category_map", "relations_stories260K_copying"}
     assert names == {
-        *("scores.csv", "scores.npz", "summary.csv", "circuit_prediction.csv", "run.json"),
+        *("scores.csv", "scores.npz", "summary.csv", "pairs.csv", "circuit_prediction.csv", "run.json"),
         *(f"figures/{figure}.{kind}" for figure in figures for kind in ("png", "pdf")),
     }
     assert {f.relative_to(out).as_posix() for f in out.rglob("*") if f.is_file()} == names
@@ -82,7 +82,7 @@ def test_summary_says_what_was_skipped_and_why(finished):
         rows = list(csv.DictReader(file))
     skipped = [row for row in rows if row["skipped"]]
     assert [(row["relation"], row["skipped"]) for row in skipped] == [
-        ("too_few", "0 of 1 pairs are single tokens, min_pairs is 3")
+        ("too_few", "0 of 1 pairs are single tokens, min_pairs is 3; several tokens: unheard-of, word")
     ]
     counts = [
         int(row["heads"])
@@ -98,6 +98,8 @@ def test_run_json_says_what_determined_the_numbers(finished, shared_data):
     (model,) = described["models"]
     assert set(model["source"]["files"]) >= {"config.json", "model.safetensors", "tokenizer.json"}
     assert model["relations"] == {"copying": 7}
+    assert model["bos"] == {"text": "<s>", "id": 1}
+    assert model["dropped"] == {}
     assert model["config"]["n_kv_heads"] == 4
     assert described["versions"]["jax"]
     assert described["devices"]["platform"] == "cpu"

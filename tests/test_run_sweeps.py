@@ -1,5 +1,6 @@
 """The sweeps through `experiments.run`: against torch on a trained checkpoint, and on planted heads."""
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -51,7 +52,26 @@ def trained(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
         out=str(tmp / "out"),
         checkpoint_dir=str(tmp / "checkpoints"),
     )
-    return config, run(config, progress=False)
+    with open(tmp / "printed.txt", "w") as printed, contextlib.redirect_stdout(printed):
+        return config, run(config, progress=False)
+
+
+def test_what_was_asked_is_listed_token_by_token_and_said(trained):
+    config, files = trained
+    out, vocabulary = Path(config.out), json.loads((Path(config.model) / "tokenizer.json").read_text())
+    assert {out / "prompts.csv", out / "pairs.csv"} <= set(files)
+    with open(out / "prompts.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    asked = [row for row in rows if row["relation"] == "prompts"]
+    assert [(row["text"], row["answer"], row["distractor"]) for row in asked] == list(PROMPTS)
+    for row in asked:
+        assert int(row["answer_id"]) == vocabulary["model"]["vocab"]["▁" + row["answer"]]
+        assert (row["answer_token"], row["bos"]) == (" " + row["answer"], "<s>")
+    assert len(rows) == len(PROMPTS) + 4 * 4  # and of dynamic scores four templates of four words
+    with open(out / "pairs.csv", newline="") as file:
+        assert [row["source"] for row in csv.DictReader(file)] == ["Lily", "Tim", "mom", "day"]
+    printed = (out.parent / "printed.txt").read_text()
+    assert "stories260K: prompts begin with <s> (token 1)" in printed
 
 
 def test_every_kind_of_grid_is_there(trained):

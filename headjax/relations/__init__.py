@@ -13,7 +13,6 @@ relation with other pairs: so their folder ``datasets`` gives all that they scor
 """
 
 import difflib
-import reprlib
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -21,8 +20,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from headjax.errors import InputError
-from headjax.io import parse_json, read_text
+from headjax.errors import InputError, shown
+from headjax.io import check_file_names, parse_json, read_bytes
 
 BUILT_IN = {
     "Algorithmic": (
@@ -74,6 +73,7 @@ MAPS_NAMES = {
 
 _FIELDS = ("id", "name", "category", "pairs")
 _NAMED_BY_FOLDER = ("data", "pairs", "relation")
+MAX_NAME = 100  # characters of an id: figures are named after it and more
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,13 @@ def load_relations(ids: Sequence[str] | None = None, directory: Path | None = No
             near = difflib.get_close_matches(relation, known, cutoff=0.5)
             where = "is not built in" if directory is None else f"is not in {directory}"
             rest = f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
-            raise InputError(f"relation {relation!r} {where}; {rest}")
+            raise InputError(f"relation {shown(relation)} {where}; {rest}")
     return tuple(known[relation] or _load_built_in(relation) for relation in ids)
 
 
 def _load_built_in(relation: str) -> Relation:
     file = resources.files(__name__) / "data" / f"{relation}.json"
-    return _parse(file.read_text("utf-8"), f"{relation}.json", relation)
+    return _parse(file.read_bytes(), f"{relation}.json", relation)
 
 
 def _load_directory(directory: Path) -> dict[str, Relation]:
@@ -133,31 +133,32 @@ def _load_directory(directory: Path) -> dict[str, Relation]:
         raise InputError(
             f"a relations directory holds *.json files; {directory} and its sub-folders hold none"
         )
+    check_file_names(found, f"{directory}: relation ids")
     return {relation: loaded for relation, (loaded, _) in found.items()}
 
 
 def _load_file(path: Path) -> Relation:
-    text = read_text(path)
     name = path.parent.resolve().name if path.stem in _NAMED_BY_FOLDER else path.stem
-    return _parse(text, str(path), MAPS_NAMES.get(name, name))
+    return _parse(read_bytes(path), str(path), MAPS_NAMES.get(name, name))
 
 
-def _parse(text: str, file: str, default_id: str) -> Relation:
+def _parse(text: bytes, file: str, default_id: str) -> Relation:
     """The relation in the text of a file, in either form."""
     content = parse_json(text, file)
     fields = content if isinstance(content, dict) else {"pairs": content}
     for field in fields:
         if field not in _FIELDS:
-            raise InputError(
-                f"{file}: a relation has the fields {', '.join(_FIELDS)}; got {reprlib.repr(field)}"
-            )
+            raise InputError(f"{file}: a relation has the fields {', '.join(_FIELDS)}; got {shown(field)}")
     if not isinstance(fields.get("pairs"), list):
         rule = "a relation is a list of [source, target] pairs, alone or as the field 'pairs'"
-        raise InputError(f"{file}: {rule}; got {reprlib.repr(fields.get('pairs', content))}")
+        raise InputError(f"{file}: {rule}; got {shown(fields.get('pairs', content))}")
 
     id = _read_name(fields, "id", default_id, file)
     if "/" in id or "\\" in id:
-        raise InputError(f"{file}: an id names files, so it has no slash; got {id!r}")
+        raise InputError(f"{file}: an id names files, so it has no slash; got {shown(id)}")
+    if len(id) > MAX_NAME:
+        rule = f"an id names files, so it has at most {MAX_NAME} characters"
+        raise InputError(f"{file}: {rule}; got {shown(id)}")
     in_words = id.replace("_", " ").strip()
     default_name, default_category = in_words[:1].upper() + in_words[1:], CUSTOM_CATEGORY
     if id in RELATION_IDS and not {"name", "category"} <= set(fields):
@@ -171,7 +172,7 @@ def _parse(text: str, file: str, default_id: str) -> Relation:
 def _read_name(fields: dict, field: str, default: str, file: str) -> str:
     value = fields.get(field, default)
     if not _is_text(value):
-        raise InputError(f"{file}: {field} is a non-empty string; got {reprlib.repr(value)}")
+        raise InputError(f"{file}: {field} is a non-empty string; got {shown(value)}")
     return value.strip()
 
 
@@ -181,7 +182,7 @@ def _read_pairs(entries: list, file: str) -> tuple[tuple[str, str], ...]:
     for number, entry in enumerate(entries, start=1):
         if not (isinstance(entry, list) and len(entry) == 2 and all(map(_is_text, entry))):
             rule = "is [source, target], two non-empty words"
-            raise InputError(f"{file}: entry {number} of {len(entries)} {rule}; got {reprlib.repr(entry)}")
+            raise InputError(f"{file}: entry {number} of {len(entries)} {rule}; got {shown(entry)}")
     pairs = tuple((source.strip(), target.strip()) for source, target in entries)
     if doubled := _doubled(source for source, _ in pairs):
         raise InputError(f"{file}: a source has one target; given more often: {doubled}")
@@ -197,5 +198,5 @@ def _is_text(value: object) -> bool:
 
 def _doubled(values: Iterable[str]) -> str:
     """The values that occur more than once, named for a message, or nothing."""
-    names = [repr(value) for value, count in Counter(values).items() if count > 1]
+    names = [shown(value) for value, count in Counter(values).items() if count > 1]
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

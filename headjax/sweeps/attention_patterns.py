@@ -24,6 +24,8 @@ from headjax.axes import Residual, TokenMask, Tokens
 from headjax.config import ModelConfig
 from headjax.errors import InputError
 from headjax.model import Block, Transformer, mask_positions
+from headjax.prompt_sets import check_count
+from headjax.prompts import check_tokens
 from headjax.sweeps.batches import Remember, Track, compute_anew, map_prompts, untracked
 
 PATTERNS = ("previous", "duplicate", "induction")
@@ -55,17 +57,25 @@ def repeated_tokens(
     """Random tokens, then the same again: [B 2 * length], and `bos` in front if it is given.
 
     Args:
+      n_prompts: B, at most MAX_PROMPTS.
       length: tokens that are written twice; None takes 50, or what the model's positions have room for.
+      bos: the token that the tokenizer puts before a text, see `prompts.beginning_token`.
       vocab_size: tokens are drawn below it; None takes the model's. Give the tokenizer's size where the
         model has rows that no token uses.
 
-    Raises InputError when this is longer than the model's positions.
+    Raises InputError when this is longer than the model's positions, or for tokens the model has no row for.
     """
+    check_count(n_prompts)
+    vocab_size = config.vocab_size if vocab_size is None else vocab_size
+    if not 1 <= vocab_size <= config.vocab_size:
+        raise InputError(f"vocab_size must be 1 to {config.vocab_size}, the model's; got {vocab_size}")
+    if bos is not None:
+        check_tokens(np.array([bos]), config.vocab_size)
     room = (config.max_positions - (bos is not None)) // 2
     length = min(50, room) if length is None else length
     if not 1 <= length <= room:
         raise InputError(f"repeated tokens must be 1 to {room}, to fit the model's positions; got {length}")
-    drawn = np.random.default_rng(seed).integers(0, vocab_size or config.vocab_size, (n_prompts, length))
+    drawn = np.random.default_rng(seed).integers(0, vocab_size, (n_prompts, length))
     first = np.full((n_prompts, 0 if bos is None else 1), bos or 0)
     return np.concatenate([first, drawn, drawn], axis=1).astype(np.int32)
 
