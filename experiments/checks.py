@@ -84,12 +84,11 @@ def check_subject(subject: Subject) -> set[str]:
     Reads no weights and uses no device.
     """
     run, config = subject.run, subject.config
-    for field in ("top_k", "top_k_copying"):
-        if getattr(subject.rule, field) >= config.vocab_size:
-            found = f"{getattr(subject.rule, field)}, the model has {config.vocab_size} tokens"
-            raise InputError(
-                f"{field} must be less than the vocabulary, or every pair is a hit; it is {found}"
-            )
+    if {"relation_scores", "dynamic_scores"} & set(run.analyses):
+        for pairs in subject.pairs:
+            if (k := subject.rule.k(pairs.relation.id)) >= config.vocab_size:
+                rule = f"{pairs.relation.id}: a hit is within the first k tokens of more"
+                raise InputError(f"{rule}; k is {k}, the model has {config.vocab_size} tokens")
     grids: Coordinates = set()
     for analysis in run.analyses:
         grids |= CHECKS[analysis](subject, grids)
@@ -241,8 +240,8 @@ def tasks(batch: PromptBatch) -> tuple[str, ...]:
     return tuple(dict.fromkeys(prompt.relation for prompt in batch.prompts))
 
 
-# What each analysis needs. Given the model and the coordinates of the grids that there will be before it; gives
-# those of its own. Raises InputError for what it cannot do.
+# What each analysis needs. Given the model and the coordinates of the grids that there will be before it;
+# gives those of its own. Raises InputError for what it cannot do.
 CHECKS: Mapping[str, Callable[[Subject, Coordinates], Coordinates]] = {
     "relation_scores": _relation_scores,
     "dynamic_scores": _dynamic_scores,
@@ -275,11 +274,11 @@ def check_together(config: RunConfig, named: Sequence[tuple[str, set[str]]]) -> 
 
 def check_apart(what: str, names: Sequence[tuple[str, ...]]) -> None:
     """Raises InputError for two whose files would have one name, on a file system that ignores case too."""
-    by_file: dict[str, tuple[str, ...]] = {}
-    for words in names:
-        other = by_file.setdefault(safe_name(*words).casefold(), words)
-        if other is not words:
-            both = f"{shown(' '.join(other))} and {shown(' '.join(words))}"
+    by_file: dict[str, int] = {}
+    for i, words in enumerate(names):
+        first = by_file.setdefault(safe_name(*words).casefold(), i)
+        if first != i:
+            both = f"{shown(' '.join(names[first]))} and {shown(' '.join(words))}"
             raise InputError(f"{what} must have names that differ, also as names of files; got {both}")
 
 

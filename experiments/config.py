@@ -165,7 +165,8 @@ class RunConfig:
         for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
             if value is not None and not least <= value <= most:  # NaN is in no range
-                raise InputError(f"field {name!r} must be from {least} to {most}; got {shown(value)}")
+                bound = f"at most {most}" if value > most else f"at least {least}"
+                raise InputError(f"field {name!r} must be {bound}; got {shown(value)}")
         for name in ("model", "analyses", "prompts"):
             if getattr(self, name) == ():
                 raise InputError(f"field {name!r} must name at least one; got none")
@@ -183,6 +184,8 @@ class RunConfig:
                     raise InputError(f"field 'stream' is for {', '.join(STREAMED)}; got {analysis!r}")
             if "head_ablation" in self.analyses and self.positions != "last":
                 raise InputError(f"field 'stream' needs positions 'last'; got {self.positions!r}")
+            if "head_ablation" in self.analyses and (self.ablation, self.mean_over) == ("mean", "tokens"):
+                raise InputError("field 'stream' needs means over 'prompts'; got mean_over='tokens'")
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -223,7 +226,7 @@ _RANGES: dict[str, tuple[float, float]] = {
 
 
 def _check_words(name: str, value: str | tuple[str, ...]) -> None:
-    """Raises InputError for text that no file name and no file can hold, and for a word that is there twice."""
+    """Raises InputError for text that no file can hold, for empty text, and for a word given twice."""
     for word in (value,) if isinstance(value, str) else value:
         if not word.strip():
             raise InputError(f"field {name!r} must hold no empty text; got {shown(value)}")

@@ -1,4 +1,4 @@
-"""run.json, the record of a finished run: what determined its numbers, what it cost, and which files are its own.
+"""run.json, the record of a finished run: what determined its numbers, what it cost, and its files.
 
 Every file is listed with its digest, and the record holds its own: what draws a run again reads the files of
 this run, whole, and no others that lie beside them.

@@ -1,4 +1,4 @@
-"""What a run computed, as its tables and figures take it: in memory, or read again from the files of its record."""
+"""What a run computed, as figures take it: in memory, or read again from the files that its record names."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

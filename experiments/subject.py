@@ -96,7 +96,7 @@ class Subject:
 
     @property
     def forward_mesh(self) -> Mesh | None:
-        """The mesh of forward passes. Raises NotImplementedError for a kernel that cannot be spread over it."""
+        """The mesh of forward passes. Raises NotImplementedError for a kernel that cannot use it."""
         if self.run.implementation in platform.PLATFORMS and self.mesh is not None and self.mesh.size > 1:
             rule = f"forward passes through {self.run.implementation} need a mesh of one device"
             raise NotImplementedError(f"{rule}; this one has {self.mesh.size}")

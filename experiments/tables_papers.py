@@ -64,7 +64,7 @@ def _code(token: str) -> str:
 def universality(
     grids: GridSet, n_kv_heads: Mapping[str, int], config: RunConfig
 ) -> dict[str, Sequence[NamedTuple]]:
-    """The tables of the analysis of that name, by the names of their files; none where it was not asked for."""
+    """The tables of the analysis of that name, by the names of their files; none where nobody asked."""
     if "universality" not in config.analyses:
         return {}
     asked = (config.threshold, config.count_suppression)

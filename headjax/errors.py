@@ -79,7 +79,7 @@ def run_main(
         except InputError as error:
             refuse(error)
         except KeyboardInterrupt as error:
-            refuse(f"stopped by {error or 'Ctrl-C'}; {stopped}")
+            refuse(f"stopped by {str(error) or 'Ctrl-C'}; {stopped}")
         except Exception as error:
             if not (found := _outside(error)):
                 raise
