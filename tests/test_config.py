@@ -13,7 +13,6 @@ def _numeric(kind: object) -> bool:
     return bool({int, float} & {kind, *typing.get_args(kind)})
 
 
-STREAMED_ABLATION = {"stream": "true", "analyses": "head_ablation"}
 CONFIGS = Path(__file__).resolve().parents[1] / "experiments" / "configs"
 
 

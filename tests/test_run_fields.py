@@ -30,11 +30,11 @@ CURVES = ("relation_scores", "ablation_curves")
 PATHS = ("path_patching",)
 # Analyses that need another, or other prompts.
 WITH = {"ablation_curves": CURVES, "universality": ("relation_scores", "universality")}
-TWINS = {"prompts": ("copying",), "seed": 2}
+TWINS = {"prompts": "{}/twins.jsonl"}
 
 
 class Found(NamedTuple):
-    """What a run left: its grids, its other files as bytes, how many steps each sweep took, what was drawn."""
+    """What a run left: its grids, all files as bytes, how many steps each sweep took, what was drawn."""
 
     grids: GridSet
     files: Mapping[str, bytes]
@@ -54,12 +54,21 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     (tmp / "relations" / "capitals.json").write_text(json.dumps([*pairs, ["no dog", "cat"]]))
     (tmp / "others").mkdir()
     (tmp / "others" / "reversed.json").write_text(json.dumps([pair[::-1] for pair in pairs]))
-    (tmp / "asked.jsonl").write_text(
-        "\n".join(
-            json.dumps({"prompt": f"The {w} is", "answer": a}) for w, a in (("dog", "no"), ("cat", "a"))
-        )
-    )
+    asked = [{"prompt": f"The {word} is", "answer": answer} for word, answer in (("dog", "no"), ("cat", "a"))]
+    (tmp / "asked.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    twins = [
+        {"prompt": f"The story of {a} is", "answer": b, "distractor": a, "corrupted": f"The story of {b} is"}
+        for a, b in (("John", "Mary"), ("Anna", "Peter"), ("Mark", "Lucy"))
+    ]
+    (tmp / "twins.jsonl").write_text("\n".join(map(json.dumps, twins)))
     return dataclasses.replace(config, top_k=60, top_k_copying=60, ablation="zero", analyses=STATIC)
+
+
+def changed_config(config: RunConfig, **changes: Any) -> RunConfig:
+    """With some fields changed; {} stands for the directory of the tiny model's."""
+    root = str(Path(config.model).parent)
+    named = {f: v.replace("{}", root) if isinstance(v, str) else v for f, v in changes.items()}
+    return dataclasses.replace(config, **named)
 
 
 class Recorder:
@@ -97,7 +106,7 @@ def found(config, tmp_path_factory) -> Callable[..., Found]:
     known: dict[str, Found] = {}
 
     def find(**changes: Any) -> Found:
-        changed = dataclasses.replace(config, **changes)
+        changed = changed_config(config, **changes)
         if repr(changed) in known:
             return known[repr(changed)]
         out, steps = tmp_path_factory.mktemp("out"), []
@@ -245,7 +254,7 @@ CASES = (
     Case("count_suppression", False, STATIC, unclassified),
     Case("dtype", "bfloat16", ABLATE, scores),
     Case("implementation", "reference", DYNAMIC, recorded),
-    Case("batch_size", 3, DYNAMIC, n_steps, [("dynamic scores", 8)]),
+    Case("batch_size", 16, DYNAMIC, n_steps, [("dynamic scores", 2)]),
     Case("seed", 1, DYNAMIC, scores, base={"n_prompts": 2}),
     Case("seed", 1, ("attention_patterns",), scores),
     Case("seed", 1, ABLATE, scores, base={"ablation": "resample"}),
@@ -282,7 +291,7 @@ CASES = (
     Case("min_effect", 1000, ("circuit_discovery",), n_circuit, 0, TWO_STAGES),
     Case("latex", True, STATIC + DYNAMIC, has_latex, True),
     Case("circuits", ("L1H2",), STATIC, marks),
-    Case("heat_maps", ("copying",), STATIC, heat_maps, [[[["static", "copying"]]]]),
+    Case("heat_maps", ("copying",), STATIC, heat_maps, [[[("static", "copying")]]]),
     Case("orientation", "head_x", STATIC, figure_options),
     Case("origin", "upper", STATIC, figure_options),
 )
@@ -307,11 +316,9 @@ def test_every_field_is_in_the_tables():
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.field}-{case.analyses[-1]}")
 def test_a_field_does_what_it_says(case: Case, found, config):
-    root = str(Path(config.model).parent)
-    value = case.value.replace("{}", root) if isinstance(case.value, str) else case.value
     before = {"analyses": case.analyses, **case.base}
-    assert value != before.get(case.field, getattr(config, case.field))
-    usual, other = (case.look(found(**changes)) for changes in (before, before | {case.field: value}))
+    assert case.value != before.get(case.field, getattr(config, case.field))
+    usual, other = (case.look(found(**changes)) for changes in (before, before | {case.field: case.value}))
     assert other != usual
     assert case.expected is ANY or other == case.expected
 
@@ -346,10 +353,10 @@ def test_what_is_called_idle_changes_nothing(analysis: str, prompts: str | None,
     if prompts is not None and analysis in ("ablation_curves", "path_patching", "circuit_discovery"):
         pytest.skip("needs prompts of relations")
     if prompts is not None:
-        base["prompts"] = prompts.replace("{}", str(Path(config.model).parent))
+        base["prompts"] = prompts
     elif analysis in ("path_patching", "circuit_discovery"):
         base |= TWINS
-    asked = dataclasses.replace(config, **base)
+    asked = changed_config(config, **base)
     idle = [
         name for name in without_effect(asked, OTHER) if name != "stream" or analysis == "relation_scores"
     ]
@@ -377,18 +384,18 @@ def test_no_config_of_ours_sets_what_has_no_effect():
     [
         (
             {"ablation": "mean"},
-            "'ablation' must have an effect.*on head_ablation, gradient_attribution, ablation_c",
+            "'ablation' must have an effect.*on head_ablation, gradient_attribution",
         ),
         (
             {"receivers": "L9H6.q"},
-            "'receivers' must have an effect on what is asked; it has one on path_patching;",
+            "'receivers' must have an effect on what is asked; it has one on path_p",
         ),
         ({"mean_over": "tokens", "analyses": "head_ablation"}, "'mean_over'.* where ablation is 'mean'"),
         ({"rate": "1"}, "'rate' must have an effect .* where it is planned with --dry_run"),
-        ({"seed": "1"}, "'seed' .*; or on .* where prompts are drawn"),
+        ({"seed": "1", "model": "phi-2"}, "'seed' .*; or on .* where prompts are drawn"),
         (
             {"relations": "copying", "prompts": "ioi", "analyses": "head_ablation"},
-            "'relations' .*prompts are those",
+            "'relations' .*prompts are",
         ),
     ],
 )
