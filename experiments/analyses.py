@@ -216,7 +216,7 @@ def ablation_curves(
     return run_curves(
         subject.model,
         subject.task_batch,
-        {grid.relation: grid.scores for grid in ranking},
+        rankings(ranking),
         ablation=run.ablation,
         mean_over=run.mean_over,
         max_heads=run.max_heads,
@@ -227,6 +227,16 @@ def ablation_curves(
         track=track,
         remember=remember,
     )
+
+
+def rankings(grids: GridSet) -> dict[str, np.ndarray]:
+    """Relation -> what ranks its heads [L H], of the grids of one kind: their mean over templates; of several
+    metrics the last ("logit_diff")."""
+    by_relation = {relation: grids.select(relation=relation) for relation in grids.values("relation")}
+    return {
+        relation: np.mean([grid.scores for grid in own.select(metric=own.values("metric")[-1])], axis=0)
+        for relation, own in by_relation.items()
+    }
 
 
 ANALYSES: dict[str, Callable[[Subject, Track, Remember], GridSet]] = {

@@ -81,17 +81,13 @@ def write_circuits(
     return files, texts
 
 
-def read_circuits(config: RunConfig) -> Found:
-    """What `write_circuits` wrote to circuits.csv; nothing where there is none."""
-    path = Path(config.out) / "circuits.csv"
+def read_circuits(path: Path) -> Found:
+    """What `write_circuits` wrote to circuits.csv."""
     found: dict[tuple[str, str], list[FoundHead]] = {}
-    if path.is_file():
-        with open(path, newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                one = FoundHead(
-                    Head.parse(row["head"]), int(row["stage"]), row["input"], float(row["effect"])
-                )
-                found.setdefault((row["model"], row["task"]), []).append(one)
+    with open(path, newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            one = FoundHead(Head.parse(row["head"]), int(row["stage"]), row["input"], float(row["effect"]))
+            found.setdefault((row["model"], row["task"]), []).append(one)
     return found
 
 

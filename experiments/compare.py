@@ -11,7 +11,6 @@ of up to 0.07, and the words are others. `TOLERANCES` gives both for each measur
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -179,10 +178,8 @@ def _copy_scores(grids: GridSet, curves: list[CurveRow], published: list[Publish
 
 def _direct_effects(grids: GridSet, curves: list[CurveRow], published: list[Published]) -> Measured:
     effects = load_direct_effects()
-    for grid, row in product(grids, published):
-        if grid.scores.shape != effects[row.model].shape:
-            sizes = f"{effects[row.model].shape}; {grid.model} has {grid.scores.shape}"
-            raise InputError(f"compare: {row.model} has (layers, heads) {sizes}")
+    for grid in grids:
+        check_comparison_size((DIRECT_EFFECTS,), grid.model, grid.scores.shape)
     return {
         (grid.relation, "plain", "rank_correlation"): float(
             scipy.stats.spearmanr(effects[row.model].ravel(), grid.scores.ravel()).statistic
@@ -222,3 +219,15 @@ def check_comparison(config: RunConfig, models: Sequence[str]) -> None:
                 raise InputError(
                     f"compare: {table} needs multi_token={multi_token}; got {config.multi_token}"
                 )
+
+
+def check_comparison_size(tables: Sequence[str], model: str, shape: tuple[int, int]) -> None:
+    """Raises InputError where a table names heads, and the model [layers, heads] has others than its own."""
+    if "ioi_copy_scores" in tables and any(
+        is_model(row.model, model) for row in published_rows("ioi_copy_scores")
+    ):
+        check_fits(CIRCUITS["ioi"], *shape)
+    for alias, effects in load_direct_effects().items() if DIRECT_EFFECTS in tables else ():
+        if is_model(alias, model) and effects.shape != shape:
+            sizes = f"{effects.shape}; {model} has {shape}"
+            raise InputError(f"compare: {alias} has (layers, heads) {sizes}")

@@ -4,14 +4,17 @@ import dataclasses
 import difflib
 import importlib.util
 import re
+import traceback
 import types
 import typing
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
 from experiments.published import COMPARISONS
-from headjax.errors import InputError
+from headjax.errors import InputError, shown
 from headjax.io import parse_json
+from headjax.mesh import AXES
 from kernels.head_attention import IMPLEMENTATIONS
 
 ANALYSES = (
@@ -153,26 +156,38 @@ class RunConfig:
         for name, kind in typing.get_type_hints(RunConfig).items():
             value = getattr(self, name)
             if not any(_is_a(value, option) for option in _options(kind)):
-                raise InputError(f"field {name!r} must be {_describe(kind)}; got {value!r}")
+                raise InputError(f"field {name!r} must be {_describe(kind)}; got {shown(value)}")
+            if isinstance(value, str | tuple):
+                _check_words(name, value)
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
             for one in value if isinstance(value, tuple) else (value,):
                 if one not in choices and one is not None:
-                    raise InputError(f"field {name!r} must be one of {', '.join(choices)}; got {one!r}")
-        for name, least in _MINIMA.items():
+                    raise InputError(f"field {name!r} must be one of {', '.join(choices)}; got {shown(one)}")
+        for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"field {name!r} must be at least {least}; got {value!r}")
+            if value is not None and not least <= value <= most:  # NaN is in no range
+                bound = f"at most {most}" if value > most else f"at least {least}"
+                raise InputError(f"field {name!r} must be {bound}; got {shown(value)}")
+        for name in ("model", "analyses", "prompts"):
+            if getattr(self, name) == ():
+                raise InputError(f"field {name!r} must name at least one; got none")
+        for axis, size in (self.mesh or {}).items():
+            if axis not in AXES or not 1 <= size <= _MOST:
+                rule = f"must give {' and '.join(AXES)}, or one of them, a size of at least 1"
+                raise InputError(f"field 'mesh' {rule}; got {shown(self.mesh)}")
         if self.mesh is not None and self.parallel is not None:
             raise InputError(f"of 'mesh' and 'parallel' one is enough; got {self.mesh} and {self.parallel!r}")
+        if self.distributed is not None:
+            _check_distributed(self.distributed)
         if self.stream:
             for analysis in self.analyses:
                 if analysis not in STREAMED:
                     raise InputError(f"field 'stream' is for {', '.join(STREAMED)}; got {analysis!r}")
             if "head_ablation" in self.analyses and self.positions != "last":
                 raise InputError(f"field 'stream' needs positions 'last'; got {self.positions!r}")
-        if not self.models:
-            raise InputError("field 'model' must name at least one model; got none")
+            if "head_ablation" in self.analyses and (self.ablation, self.mean_over) == ("mean", "tokens"):
+                raise InputError("field 'stream' needs means over 'prompts'; got mean_over='tokens'")
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -199,43 +214,88 @@ _CHOICES = {
     "orientation": ("layer_x", "head_x"),
     "origin": ("lower", "upper"),
 }
-_MINIMA = {
-    **{"top_k": 1, "top_k_copying": 1, "min_pairs": 1, "threshold": 0, "seed": 0, "batch_size": 1},
-    **{"n_prompts": 1, "max_heads": 1, "n_random_draws": 1, "variant_batch": 1},
-    **{"rate": 1e-6, "device_memory": 1e-6},
-    **{"n_salient": 1, "n_mapped": 1},
-    **{"n_stages": 1, "top_share": 0, "min_effect": 0},
+_MOST = 2**31 - 1
+# Field -> least and greatest value. What depends on the model's size is in checks.py.
+_RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(
+        ("top_k", "top_k_copying", "min_pairs", "max_heads", "n_salient", "n_mapped"), (1, _MOST)
+    ),
+    **dict.fromkeys(("batch_size", "variant_batch"), (1, 2**20)),
+    **{"seed": (0, _MOST), "n_prompts": (1, 100_000), "n_random_draws": (1, 10_000), "n_stages": (1, 100)},
+    **{"threshold": (0, 1), "top_share": (1e-6, 1), "min_effect": (0, 1000)},
+    **dict.fromkeys(("rate", "device_memory"), (1e-6, 1e9)),
 }
+
+
+def _check_words(name: str, value: str | tuple[str, ...]) -> None:
+    """Raises InputError for text that no file can hold, for empty text, and for a word given twice."""
+    for word in (value,) if isinstance(value, str) else value:
+        if not word.strip():
+            raise InputError(f"field {name!r} must hold no empty text; got {shown(value)}")
+        if "\0" in word or any("\ud800" <= c <= "\udfff" for c in word):
+            rule = "must be text without null characters and halves of surrogate pairs"
+            raise InputError(f"field {name!r} {rule}; got {shown(word)}")
+    if isinstance(value, tuple) and len(set(value)) < len(value):
+        doubled = [word for word, count in Counter(value).items() if count > 1]
+        raise InputError(f"field {name!r} must name each once; twice: {shown(', '.join(doubled))}")
+
+
+def _check_distributed(text: str) -> None:
+    match = re.fullmatch(r"[^,]+:[0-9]{1,5},([0-9]{1,6}),([0-9]{1,6})", text)
+    if match is None or not int(match[2]) < int(match[1]):
+        rule = "must be COORDINATOR:PORT,COUNT,ID, with an ID from 0 to COUNT - 1"
+        raise InputError(f"field 'distributed' {rule}; got {shown(text)}")
 
 
 def load_config(path: str, overrides: Mapping[str, str]) -> RunConfig:
     """Runs a config file's `get_config()` and replaces fields by `overrides` (field -> text).
 
     `path` is a Python file, or the name of one in `experiments/configs` (`demo`). Raises InputError for a
-    file that gives no RunConfig, an unknown field (with the near ones) and a value of the wrong type.
+    file that gives no RunConfig or that fails, naming its line, for an unknown field (with the near ones) and
+    for a value of the wrong type.
     """
-    file = Path(path)
-    if not file.suffix:
-        file = Path(__file__).parent / "configs" / f"{path}.py"
-    if not file.is_file():
-        raise InputError(f"a config must be a Python file; there is no {file}")
-    spec = importlib.util.spec_from_file_location("headjax_config", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise InputError(f"a config file must define get_config(); {file} does not")
-    config = module.get_config()
-    if not isinstance(config, RunConfig):
-        raise InputError(f"get_config() must return a RunConfig; {file} returns {type(config).__name__}")
+    file, named = Path(path), Path(__file__).parent / "configs" / f"{path}.py"
+    if not file.suffix and (named.is_file() or not file.is_dir()):
+        file = named
+    config = _run_file(file)
     hints = typing.get_type_hints(RunConfig)
     values = {}
     for name, text in overrides.items():
         if name not in hints:
             near = difflib.get_close_matches(name, hints, n=3, cutoff=0.5)
             hint = f"; near ones: {', '.join(near)}" if near else f"; fields: {', '.join(hints)}"
-            raise InputError(f"a config has no field {name!r}{hint}")
+            raise InputError(f"a config has no field {shown(name)}{hint}")
         values[name] = _parse(name, text, hints[name])
     return dataclasses.replace(config, **values)
+
+
+def _run_file(file: Path) -> RunConfig:
+    """What `get_config()` of a config file returns."""
+    if file.suffix != ".py" or not file.is_file():
+        found = f"{file} is a directory" if file.is_dir() else f"there is no {file}"
+        if file.is_file():
+            found = f"{file} does not end in .py"
+        raise InputError(f"a config must be a Python file; {found}")
+    spec = importlib.util.spec_from_file_location("headjax_config", file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise InputError(f"a config file must define get_config(); {file} does not")
+        config = module.get_config()
+    except InputError:
+        raise
+    except SyntaxError as error:
+        where = f"{error.filename or file}, line {error.lineno or '?'}"
+        raise InputError(f"a config must be valid Python; {where}: {error.msg}") from error
+    except (Exception, SystemExit) as error:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(file)]
+        where = f"{file}, line {lines[-1]}" if lines else str(file)
+        what = f"{type(error).__name__}: {shown(error)}"
+        raise InputError(f"a config must run without an error; {where}: {what}") from error
+    if not isinstance(config, RunConfig):
+        raise InputError(f"get_config() must return a RunConfig; {file} returns {type(config).__name__}")
+    return config
 
 
 def config_to_json(config: RunConfig) -> dict[str, object]:
@@ -247,8 +307,9 @@ def config_from_json(fields: Mapping[str, object]) -> RunConfig:
     """The config that `config_to_json` came from; JSON's lists are tuples again."""
     known = {field.name for field in dataclasses.fields(RunConfig)}
     unknown = sorted(set(fields) - known)
-    if unknown:
-        raise InputError(f"run.json must be of this version; it has the unknown fields {', '.join(unknown)}")
+    if unknown or "model" not in fields:
+        found = f"it has the unknown fields {shown(', '.join(unknown))}" if unknown else "it names no model"
+        raise InputError(f"run.json must be of this version; {found}")
     return RunConfig(
         **{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
     )
@@ -292,13 +353,17 @@ def _parse(name: str, text: str, kind: object) -> object:
     options = _options(kind)
     if types.NoneType in options and text.lower() == "none":
         return None
-    if tuple[str, ...] in options and (str not in options or "," in text):
-        if text.lstrip().startswith("["):
+    is_list = text.lstrip().startswith("[")
+    if tuple[str, ...] in options and (str not in options or "," in text or is_list):
+        if is_list:
             return _parse_list(name, text)
         # `--config.relations=all` and an empty value both mean: no selection.
         return tuple(word.strip() for word in text.split(",") if word.strip() not in ("", "all"))
-    if dict[str, int] in options and re.fullmatch(r"\w+:\d+(,\w+:\d+)*", text):
-        return {axis: int(size) for axis, size in (part.split(":") for part in text.split(","))}
+    if dict[str, int] in options and re.fullmatch(r"\w+:[0-9]{1,9}(,\w+:[0-9]{1,9})*", text):
+        axes = [part.split(":") for part in text.split(",")]
+        if len(dict(axes)) < len(axes):
+            raise InputError(f"field {name!r} must name each axis once; got {shown(text)}")
+        return {axis: int(size) for axis, size in axes}
     if str in options:
         return text
     try:
@@ -306,15 +371,13 @@ def _parse(name: str, text: str, kind: object) -> object:
     except InputError:
         value = None
     if value is None or not any(_is_a(value, option) for option in options):
-        raise InputError(f"field {name!r} must be {_describe(kind)}; got {text!r}")
+        raise InputError(f"field {name!r} must be {_describe(kind)}; got {shown(text)}")
     return value
 
 
 def _parse_list(name: str, text: str) -> tuple[str, ...]:
     try:
-        words = parse_json(text, name)
+        return tuple(parse_json(text, name))
     except InputError as error:
-        raise InputError(
-            f"field {name!r} must be a JSON list where it begins with [; got {text!r}"
-        ) from error
-    return tuple(words)
+        rule = f"field {name!r} must be a JSON list where it begins with ["
+        raise InputError(f"{rule}; got {shown(text)}") from error

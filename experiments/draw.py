@@ -1,4 +1,4 @@
-"""The figures of a run, drawn while it runs or again from its scores.npz, without the model.
+"""The figures of a run, drawn of what it computed, or again from the files that its run.json names.
 
 python -m experiments.draw out/demo
 """
@@ -11,27 +11,28 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.circuits import circuit_for, read_circuits
+from experiments.circuits import Found, circuit_for
 from experiments.config import RunConfig, config_from_json
 from experiments.draw_papers import draw_comparison, draw_universality
-from experiments.tables import read_curves
+from experiments.record import RECORD, digests, read_record, write_record
+from experiments.results import Results, read_results
 from headjax import figures
 from headjax.circuit_discovery import DIRECT
 from headjax.circuit_prediction import predictions
 from headjax.circuits import Circuit
 from headjax.curve_tables import CurveRow
 from headjax.errors import InputError, run_main
-from headjax.grid import SUPPRESSION, GridSet, HeadGrid, load_npz
-from headjax.io import json_object, read_json, safe_name
+from headjax.grid import SUPPRESSION, GridSet, HeadGrid
+from headjax.io import safe_name
 from headjax.sweeps.path_patching import PERCENT
 
 # Beginnings of the kinds that have either sign.
 SIGNED = ("logit_attribution", "ablation_", "gradient_", "path_", "circuit_")
 
 
-def draw_figures(grids: GridSet, config: RunConfig) -> list[Path]:
-    """Draws what there are grids for, into `config.out`/figures; returns the files written."""
-    files: list[Path] = []
+def draw_figures(results: Results, config: RunConfig) -> list[Path]:
+    """Draws what there are results for, into `config.out`/figures; returns the files written."""
+    grids, found, files = results.grids, results.circuits, []
     static = grids.select(kind=("static", "static" + SUPPRESSION))
     if len(static):
         files += figures.category_map(
@@ -43,26 +44,26 @@ def draw_figures(grids: GridSet, config: RunConfig) -> list[Path]:
         )
     for model in grids.values("model"):
         own = grids.select(model=model)
-        files += draw_relations(own.select(kind="static"), config)
+        files += draw_relations(own.select(kind="static"), found, config)
         files += draw_dynamic(own, config)
         for kind in own.values("kind"):
             if kind.startswith(SIGNED):
                 for metric in own.select(kind=kind).values("metric"):
                     files += draw_signed(own.select(kind=kind, metric=metric), config)
         files += draw_attention(own, config)
-        files += draw_copy_scores(own, config)
+        files += draw_copy_scores(own, found, config)
     return [
-        *(*files, *draw_overlaps(grids, config), *draw_curves(config)),
-        *(*draw_universality(config), *draw_comparison(config)),
+        *(*files, *draw_overlaps(grids, found, config), *draw_curves(results.curves, config)),
+        *draw_universality(results.universality, config),
+        *draw_comparison(results.comparison, config),
     ]
 
 
-def draw_relations(grids: GridSet, config: RunConfig) -> tuple[Path, ...]:
+def draw_relations(grids: GridSet, found: Found, config: RunConfig) -> tuple[Path, ...]:
     """Static scores of the chosen relations, with circuit heads marked."""
     chosen = chosen_grids(grids, config)
     if not chosen:
         return ()
-    found = read_circuits(config)
     circuits = [circuit_for(grid.model, grid.relation, config, found) for grid in chosen]
     return figures.relation_heat_map(
         chosen,
@@ -84,10 +85,10 @@ def with_prediction(circuit: Circuit, grid: HeadGrid) -> Circuit:
     return replace(circuit, legend=f"{circuit.legend}; {measured}")
 
 
-def draw_overlaps(grids: GridSet, config: RunConfig) -> list[Path]:
+def draw_overlaps(grids: GridSet, found: Found, config: RunConfig) -> list[Path]:
     """Every two circuits found in a model on one map: shared heads, and those of one task alone."""
     files = []
-    for (model, first), (other, second) in combinations(found := read_circuits(config), 2):
+    for (model, first), (other, second) in combinations(found, 2):
         sizes = [grid.scores.shape for grid in grids.select(model=model)]
         if model == other and sizes:
             circuits = {task: [one.head for one in found[model, task]] for task in (first, second)}
@@ -155,7 +156,7 @@ def draw_attention(grids: GridSet, config: RunConfig) -> list[Path]:
     return files
 
 
-def draw_copy_scores(grids: GridSet, config: RunConfig) -> tuple[Path, ...]:
+def draw_copy_scores(grids: GridSet, found: Found, config: RunConfig) -> tuple[Path, ...]:
     """Copy scores, plain and negated, beside the relation scores of name copying where there are any."""
     chosen = grids.select(kind=("copy_score", "copy_score" + SUPPRESSION))
     if not len(chosen):
@@ -166,18 +167,17 @@ def draw_copy_scores(grids: GridSet, config: RunConfig) -> tuple[Path, ...]:
     for grid in chosen:
         negated = "negated " * grid.kind.endswith(SUPPRESSION)
         what = f"{negated}{titles[grid.kind.removesuffix(SUPPRESSION)]} score"
-        marks = circuit_for(grid.model, grid.relation, config, read_circuits(config))
+        marks = circuit_for(grid.model, grid.relation, config, found)
         title = f"{grid.model}: {grid.name.lower()}, {what}"
         panels.append(figures.Panel(grid.scores, title, what.capitalize(), marks))
     path = figure_path(config, "copy_score", chosen.grids[:1])
     return figures.score_map(panels, path, config.orientation, config.origin)
 
 
-def draw_curves(config: RunConfig) -> list[Path]:
-    """Of every relation in ablation_curves.csv, or those asked for: accuracy against heads removed."""
-    path = Path(config.out) / "ablation_curves.csv"
+def draw_curves(curves: Sequence[tuple[str, CurveRow]], config: RunConfig) -> list[Path]:
+    """Of every relation, or those asked for: accuracy against heads removed."""
     points = defaultdict(list)
-    for model, row in read_curves(path) if path.is_file() else ():
+    for model, row in curves:
         if row.relation in config.heat_maps or not config.heat_maps:
             points[model, row.relation].append(row)
     files = []
@@ -222,14 +222,13 @@ def figure_path(config: RunConfig, what: str, grids: Sequence[HeadGrid]) -> Path
 def main(argv: Sequence[str]) -> None:
     if len(argv) != 2:
         raise InputError(f"one argument is needed, the directory of a finished run; got {len(argv) - 1}")
-    directory = Path(argv[1])
-    try:
-        described = read_json(directory / "run.json")
-    except InputError as error:
-        raise InputError(f"{directory} must be the directory of a finished run; {error}") from error
-    config = json_object(described.get("config"), f"{directory / 'run.json'}, config")
-    config = config_from_json(config | {"out": str(directory)})
-    print("wrote", *draw_figures(load_npz(directory / "scores.npz"), config), sep="\n  ")
+    out = Path(argv[1])
+    record = read_record(out)
+    config = config_from_json(record["config"] | {"out": str(out)})
+    drawn = draw_figures(read_results(out, record), config)
+    # Drawn by another version, they may be other files than before.
+    write_record(out, record, record["files"] | digests(out, drawn))
+    print("wrote", *drawn, out / RECORD, sep="\n  ")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """Figures of a run that are drawn from its tables: the comparison with published numbers, universality."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from experiments.compare import Comparison
 from experiments.config import RunConfig
-from experiments.tables_papers import read_comparison, read_universality
 from headjax import figures
 
 TABLE_TITLES = {
@@ -19,24 +20,21 @@ TABLE_TITLES = {
 }
 
 
-def draw_universality(config: RunConfig) -> list[Path]:
-    """What the files of the analysis `universality` hold."""
-    out, files = Path(config.out), []
+def draw_universality(tables: Mapping[str, Sequence[NamedTuple]], config: RunConfig) -> list[Path]:
+    """The tables of the analysis `universality`."""
+    files = []
     for name, figure in (
         ("category_shares", figures.category_share_figure),
         ("relations_per_head", figures.relations_per_head_figure),
         ("group_similarity", figures.group_similarity_figure),
     ):
-        rows = read_universality(out, f"{name}.csv") if "universality" in config.analyses else []
-        if rows:
-            files += figure(rows, out / "figures" / name)
+        if rows := tables.get(f"{name}.csv"):
+            files += figure(rows, Path(config.out) / "figures" / name)
     return files
 
 
-def draw_comparison(config: RunConfig) -> tuple[Path, ...]:
+def draw_comparison(rows: Sequence[Comparison], config: RunConfig) -> tuple[Path, ...]:
     """Ours against published, a panel a table and model, where a row of it was measured."""
-    path = Path(config.out) / "comparison.csv"
-    rows = read_comparison(path) if config.compare and path.is_file() else []
     panels: dict[str, dict[str, list[Comparison]]] = {}
     for row in rows:
         if row.verdict != "not measured":
@@ -55,4 +53,4 @@ def draw_comparison(config: RunConfig) -> tuple[Path, ...]:
         }
         for title, measures in panels.items()
     }
-    return figures.comparison_figure(points, path.parent / "figures" / "comparison")
+    return figures.comparison_figure(points, Path(config.out) / "figures" / "comparison")

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 
 from checkpoints_convert.engine import read_source_config
+from experiments.checks import check_config, check_subject
 from experiments.config import RunConfig
 from experiments.costs import Cost
 from experiments.measure import host_rate
@@ -41,6 +42,7 @@ class Row(NamedTuple):
 
 def print_plan(config: RunConfig) -> None:
     """Prints the plan of every model. Raises InputError for a run that cannot fit."""
+    check_config(config)
     machine = find_machine(config)
     print("\n".join(describe_machine(machine, config)))
     refusals, planned = [], 0
@@ -50,6 +52,7 @@ def print_plan(config: RunConfig) -> None:
             print(f"\n{name}: config.json is not on this machine, and a plan downloads nothing")
             continue
         subject, itemsizes = found
+        check_subject(subject)
         rows = plan_model(subject, itemsizes, machine)
         print(f"\n{describe_model(subject, itemsizes, machine)}\n{table(rows, machine)}")
         refusals += refuse(subject, itemsizes, machine, rows)

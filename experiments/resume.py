@@ -23,15 +23,16 @@ from headjax.prompt_sets import read_prompts
 
 LOCK = ".headjax-run.lock"
 PACKAGES = ("checkpoints_convert", "experiments", "headjax", "kernels")
-# Fields that change no grid: where things are (what is there counts), what computes, how grids are shown.
-NOT_IN_KEY = frozenset(
-    (
-        *("model", "relations_dir", "prompts", "out", "checkpoint_dir"),
-        *("mesh", "parallel", "distributed", "device_memory", "rate"),
-        *("threshold", "count_suppression", "latex", "circuits", "heat_maps", "orientation", "origin"),
-        "compare",
-    )
-)
+_elsewhere, _computes, _shown = "what is there is in the key", "how it is computed", "how grids are shown"
+# Field -> why it is not in the key: it changes no grid.
+NOT_IN_KEY = {
+    **dict.fromkeys(("model", "relations_dir", "prompts"), _elsewhere),
+    **dict.fromkeys(("out", "checkpoint_dir"), "where things are"),
+    **dict.fromkeys(("mesh", "parallel", "distributed"), _computes),
+    **dict.fromkeys(("device_memory", "rate"), "only plans read it"),
+    **dict.fromkeys(("threshold", "count_suppression", "latex", "circuits", "heat_maps"), _shown),
+    **dict.fromkeys(("orientation", "origin", "compare"), _shown),
+}
 
 
 class FileState(NamedTuple):

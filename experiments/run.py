@@ -22,24 +22,35 @@ from absl import flags
 
 from experiments import planted
 from experiments.analyses import ANALYSES, ablation_curves
-from experiments.circuits import read_marks, write_circuits, write_predictions
-from experiments.compare import check_comparison
+from experiments.checks import (
+    check_config,
+    check_devices,
+    check_out,
+    check_subject,
+    check_together,
+    check_unique,
+)
+from experiments.circuits import write_circuits, write_predictions
+from experiments.compare import compare
 from experiments.config import RunConfig, config_to_json, load_config
 from experiments.draw import draw_figures
+from experiments.fields import changed_fields, refuse_without_effect, without_effect
 from experiments.path_analyses import circuit_discovery
 from experiments.plan import print_plan
+from experiments.record import digests, remove_stale, write_record
+from experiments.results import Results
 from experiments.resume import code_digest, determinants, list_files, one_run_in, run_key, same_weights
 from experiments.stages import Stages, devices, peak_memory, versions
-from experiments.subject import Subject, load_subject
+from experiments.subject import Subject, find_subject, load_subject
 from experiments.tables import write_curves, write_tables
-from experiments.tables_papers import write_comparison, write_salient, write_universality
+from experiments.tables_papers import universality, write_comparison, write_salient, write_universality
 from experiments.tables_prompts import describe_bos, dropped_pairs, write_prompt_tables
 from experiments.units import Units
 from experiments.weight_analyses import salient_operations
-from headjax.circuits import check_fits, find_circuit
-from headjax.errors import InputError, run_main
+from headjax.curve_tables import curve_rows
+from headjax.errors import InputError, run_main, shown
 from headjax.grid import GridSet, save_csv, save_npz
-from headjax.io import atomic_write, check_safe_names
+from headjax.io import check_file_names
 from headjax.mesh import check_alike, is_first_process, start_processes
 from headjax.scores import is_fused
 from headjax.summary import SummaryRow, skipped_row
@@ -59,6 +70,7 @@ flags.DEFINE_bool("progress", True, "Progress bars, where there is a terminal to
 
 def run(config: RunConfig, progress: bool = True) -> list[Path]:
     """Does what the config says and returns the files written: none in processes other than the first."""
+    check_config(config)
     with one_run_in(Path(config.out)):
         return run_alone(config, Stages(progress))
 
@@ -67,21 +79,26 @@ def run_alone(config: RunConfig, stages: Stages) -> list[Path]:
     """The run, in an `out` that nobody else writes into."""
     out = Path(config.out)
     if is_first_process():
-        check_writable(out)
+        check_out(out)
     jax.config.update("jax_default_matmul_precision", config.precision)
     with forced(config):
         platform.require(config.implementation)
 
-    # All models first: what is missing or does not fit is said before the long work starts.
+    # All models first: what is missing or does not fit is said before any is converted, and long before the
+    # long work starts.
+    named = []
+    for name in config.models:
+        with stages.stage(f"{name}: check"), forced(config):
+            subject = find_subject(name, config)
+            named.append((subject.display_name, check_subject(subject)))
+            check_devices(subject)
+    check_together(config, named)
+    if (idle := without_effect(config, changed_fields(config))) and is_first_process():
+        print(f"without effect on {', '.join(config.analyses)}: {', '.join(idle)}", file=sys.stderr)
     subjects = []
     for name in config.models:
         with stages.stage(f"{name}: load"):
             subjects.append(load_subject(name, config))
-        check_figures(subjects[-1], config)
-    check_safe_names(
-        (subject.display_name, pairs.relation.id) for subject in subjects for pairs in subject.pairs
-    )
-    check_comparison(config, [subject.display_name for subject in subjects])
     weights = [list_files(subject.directory) for subject in subjects]
     units = Units(out / "units" / run_key(determinants(config, subjects)))
     if units.n_found and is_first_process():
@@ -111,6 +128,13 @@ def run_alone(config: RunConfig, stages: Stages) -> list[Path]:
 
     if not is_first_process():
         return []
+    check_unique(grids)
+    points = [(model, row) for model, one in curves for row in curve_rows(one, config.seed)]
+    found = {key: one.heads for key, one in circuits.items()}
+    n_kv_heads = {subject.display_name: subject.config.n_kv_heads for subject in subjects}
+    compared = compare(grids, points, config.compare, config.relations_dir is not None)
+    results = Results(grids, points, found, universality(grids, n_kv_heads, config), compared)
+
     files = [out / "scores.csv", out / "scores.npz"]
     save_csv(grids, files[0])
     save_npz(grids, files[1])
@@ -122,20 +146,22 @@ def run_alone(config: RunConfig, stages: Stages) -> list[Path]:
         tables, more = write_curves(curves, config)
         files, texts = files + tables, texts + more
     files += write_salient(salient, config)
-    n_kv_heads = {subject.display_name: subject.config.n_kv_heads for subject in subjects}
-    for tables, more in (write_universality(grids, n_kv_heads, config), write_comparison(grids, config)):
+    written = (write_universality(results.universality, config), write_comparison(compared, config))
+    for tables, more in written:
         files, texts = files + tables, texts + more
     if circuits:
         n_heads = {s.display_name: s.config.n_layers * s.config.n_heads for s in subjects}
         tables, more = write_circuits(circuits, n_heads, config)
         files, texts = files + tables, texts + more
-    tables, more = write_predictions(grids, {key: one.heads for key, one in circuits.items()}, config)
+    tables, more = write_predictions(grids, found, config)
     files, texts = files + tables, texts + more
     with stages.stage("figures"):
-        files += draw_figures(grids, config)
-    with atomic_write(out / "run.json") as file:
-        json.dump(describe(config, subjects, stages) | {"units_found": units.n_found}, file, indent=2)
-    files.append(out / "run.json")
+        files += draw_figures(results, config)
+    check_file_names((file.relative_to(out).as_posix() for file in files), "results")
+    for file in remove_stale(out, files):
+        print(f"removed {file}, which an earlier run wrote and this one did not", file=sys.stderr)
+    described = describe(config, subjects, stages) | {"units_found": units.n_found}
+    files.append(write_record(out, described, digests(out, files)))
     units.discard()  # the results hold all that is in them
 
     print(*texts, sep="\n\n")
@@ -148,35 +174,6 @@ def run_alone(config: RunConfig, stages: Stages) -> list[Path]:
             )
     print("wrote", *files, sep="\n  ")
     return files
-
-
-def check_writable(out: Path) -> None:
-    """Says before the work starts, not after it, that the results could not be written."""
-    with atomic_write(out / "run.json.check") as file:
-        file.write("")
-    (out / "run.json.check").unlink()
-
-
-def check_figures(subject: Subject, config: RunConfig) -> None:
-    """Says before the work starts that a heat map or its marks could not be drawn."""
-    relations = [pairs.relation.id for pairs in subject.pairs]
-    for relation in config.heat_maps:
-        if relation not in relations:
-            raise InputError(
-                f"heat_maps must name relations that are scored: {', '.join(relations)}; got {relation!r}"
-            )
-    for entry in config.circuits:
-        relation, circuit = read_marks(entry)
-        if relation is not None and relation not in relations:
-            raise InputError(
-                f"circuits must name relations that are scored: {', '.join(relations)}; got {relation!r}"
-            )
-        check_fits(circuit, subject.config.n_layers, subject.config.n_heads)
-    if "universality" in config.analyses and "relation_scores" not in config.analyses:
-        raise InputError(f"universality needs relation_scores; got {', '.join(config.analyses)}")
-    if config.salient_heads:
-        marks = find_circuit(list(config.salient_heads))
-        check_fits(marks, subject.config.n_layers, subject.config.n_heads)
 
 
 def skipped_rows(subjects: Sequence[Subject]) -> list[SummaryRow]:
@@ -258,7 +255,9 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, str]:
     for argument in arguments:
         match = re.fullmatch(r"--config\.(\w+)=(.*)", argument, re.DOTALL)
         if match is None:
-            raise InputError(f"after --config only --config.FIELD=VALUE may follow; got {argument!r}")
+            raise InputError(f"after --config only --config.FIELD=VALUE may follow; got {shown(argument)}")
+        if match[1] in overrides:
+            raise InputError(f"a field must be given once; got --config.{match[1]} twice")
         overrides[match[1]] = match[2]
     return overrides
 
@@ -268,6 +267,7 @@ def main(argv: Sequence[str]) -> None:
     if FLAGS.config is None:
         raise InputError("a run needs --config FILE, e.g. --config experiments/configs/demo.py; got none")
     config = load_config(FLAGS.config, overrides)
+    refuse_without_effect(config, overrides, planned=FLAGS.dry_run)
     if FLAGS.dry_run:
         print_plan(config)
         return
@@ -277,4 +277,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    run_main(main, unknown_flags=True)
+    run_main(main, unknown_flags=True, stopped="what is finished is kept: start the same run again to go on")

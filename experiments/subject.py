@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from transformers import PreTrainedTokenizerBase
 
 import checkpoints_convert
-from checkpoints_convert.engine import open_source
+from checkpoints_convert.engine import open_source, read_source_config
 from checkpoints_convert.stream import layered_source, relation_weights, source_provenance
 from experiments import planted, trained
 from experiments.config import RunConfig
@@ -105,11 +105,16 @@ class Subject:
     def model(self) -> Transformer:
         """The whole model, for forward passes."""
         dtype = jnp.dtype(self.run.dtype)
+        how = {"precision": self.run.precision, "implementation": self.run.implementation}
+        return zoo.load_model(self.directory, dtype, self.forward_mesh, **how)
+
+    @property
+    def forward_mesh(self) -> Mesh | None:
+        """The mesh of forward passes. Raises NotImplementedError for a kernel that cannot use it."""
         if self.run.implementation in platform.PLATFORMS and self.mesh is not None and self.mesh.size > 1:
             rule = f"forward passes through {self.run.implementation} need a mesh of one device"
             raise NotImplementedError(f"{rule}; this one has {self.mesh.size}")
-        how = {"precision": self.run.precision, "implementation": self.run.implementation}
-        return zoo.load_model(self.directory, dtype, self.mesh, **how)
+        return self.mesh
 
     @cached_property
     def mesh(self) -> Mesh | None:
@@ -228,6 +233,20 @@ def name_models(run: RunConfig) -> dict[str, str]:
         for name in run.models
     ]
     return dict(zip(run.models, zoo.display_names(places), strict=True))
+
+
+def find_subject(name: str, run: RunConfig) -> Subject:
+    """Finds a model and tokenises the relations for it; converts nothing, so that it can be asked about its
+    sizes and its prompts, not run."""
+    given = name
+    name, relations_dir, planted_at = find_named(name, run)
+    directory = zoo.find_source(name).directory
+    if is_converted(directory):
+        config = read_config(directory)
+    else:
+        config = read_source_config(directory, run.ignore_fields)[1]
+    config = replace(config, precision=run.precision, implementation=run.implementation)
+    return open_subject(name_models(run)[given], directory, config, run, relations_dir, planted_at)
 
 
 def load_subject(name: str, run: RunConfig) -> Subject:

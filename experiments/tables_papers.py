@@ -5,10 +5,10 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from experiments.compare import Comparison, compare
+from experiments.compare import Comparison
 from experiments.config import RunConfig
-from experiments.tables import read_curves
 from headjax.grid import GridSet
 from headjax.io import atomic_write
 from headjax.markdown import markdown_code, markdown_text
@@ -56,27 +56,30 @@ def salient_page(salient: Mapping[str, Mapping[str, list[dict]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_universality(
+def universality(
     grids: GridSet, n_kv_heads: Mapping[str, int], config: RunConfig
+) -> dict[str, Sequence[NamedTuple]]:
+    """The tables of the analysis of that name, by the names of their files; none where nobody asked."""
+    if "universality" not in config.analyses:
+        return {}
+    asked = (config.threshold, config.count_suppression)
+    tables = (
+        category_shares(grids, *asked),
+        relation_counts(grids, *asked),
+        group_similarity(grids, n_kv_heads),
+    )
+    return dict(zip(UNIVERSALITY, tables, strict=True))
+
+
+def write_universality(
+    tables: Mapping[str, Sequence[NamedTuple]], config: RunConfig
 ) -> tuple[list[Path], list[str]]:
     """Writes category_shares.csv, relations_per_head.csv and, for grouped heads, group_similarity.csv.
 
     Returns the files and the text to print.
     """
-    if "universality" not in config.analyses:
+    if not tables:
         return [], []
-    asked = (config.threshold, config.count_suppression)
-    tables = dict(
-        zip(
-            UNIVERSALITY,
-            (
-                category_shares(grids, *asked),
-                relation_counts(grids, *asked),
-                group_similarity(grids, n_kv_heads),
-            ),
-            strict=True,
-        )
-    )
     files = [Path(config.out) / name for name, rows in tables.items() if rows]
     for file in files:
         with atomic_write(file) as opened:
@@ -90,24 +93,20 @@ def write_universality(
     return files, ["\n".join(lines)]
 
 
-def read_universality(out: Path, name: str) -> list:
-    """The rows of one of the files, or none where it was not written."""
-    if not (out / name).is_file():
-        return []
-    row_type = UNIVERSALITY[name]
+def read_universality(path: Path) -> list[NamedTuple]:
+    """The rows of one of the files."""
+    row_type = UNIVERSALITY[path.name]
     types = [row_type.__annotations__[field] for field in row_type._fields]
-    with open(out / name, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8") as file:
         _, *rows = csv.reader(file)
     return [row_type(*(kind(text) for kind, text in zip(types, row, strict=True))) for row in rows]
 
 
-def write_comparison(grids: GridSet, config: RunConfig) -> tuple[list[Path], list[str]]:
+def write_comparison(rows: Sequence[Comparison], config: RunConfig) -> tuple[list[Path], list[str]]:
     """Writes comparison.csv where the config names published tables; the files and the text to print."""
     if not config.compare:
         return [], []
     out = Path(config.out)
-    curves = read_curves(out / "ablation_curves.csv") if "ablation_curves" in config.analyses else []
-    rows = compare(grids, curves, config.compare, config.relations_dir is not None)
     with atomic_write(out / "comparison.csv") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(Comparison._fields)

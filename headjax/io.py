@@ -147,30 +147,23 @@ def hold_lock(path: Path, timeout: float = 0.0) -> Iterator[bool]:
         lock.release()
 
 
-def check_safe_names(names: Iterable[tuple[str, ...]]) -> None:
-    """Raises InputError where two different tuples of words have one `safe_name`, and would overwrite each
-    other: some file systems do not tell upper from lower case either."""
-    seen: dict[str, tuple[str, ...]] = {}
-    for words in names:
-        other = seen.setdefault(safe_name(*words).casefold(), words)
-        if other != words:
-            raise InputError(
-                "names must differ as names of files do, in letters and digits; got "
-                f"{shown(', '.join(other))} and {shown(', '.join(words))}"
-            )
-
-
 def safe_name(*words: str) -> str:
-    """Words joined into a file's name; see `check_safe_names`."""
+    """Words joined into a file's name; see `check_file_names`."""
     return "_".join("".join(c if c.isalnum() or c in "._-" else "_" for c in word) for word in words)
 
 
-def check_file_names(names: Iterable[str], what: str) -> None:
-    """Raises InputError where two names would give one file: they differ in punctuation or case alone."""
+def check_file_names(names: Iterable[str | tuple[str, ...]], what: str) -> None:
+    """Raises InputError where two names (or tuples of words) would name one file, and overwrite each other:
+    they are the same, or differ in punctuation alone, or in case, which some file systems do not tell apart.
+
+    Args:
+      what: what is named, for the message.
+    """
     seen: dict[str, str] = {}
     for name in names:
-        file = safe_name(name).casefold()
+        words = (name,) if isinstance(name, str) else name
+        file, text = safe_name(*words).casefold(), ", ".join(words)
         if file in seen:
             rule = f"{what} name files, so they differ in more than punctuation and case"
-            raise InputError(f"{rule}; got {shown(seen[file])} and {shown(name)}")
-        seen[file] = name
+            raise InputError(f"{rule}; got {shown(seen[file])} and {shown(text)}")
+        seen[file] = text

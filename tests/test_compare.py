@@ -217,8 +217,8 @@ def test_the_file_the_text_and_the_figure(tmp_path: Path):
     ours["copying", "plain"] = 0.99
     del ours["name_copying", "plain"]
     grids = GridSet(tuple(grid(peak(v), r, "static" + SUFFIX[k]) for (r, k), v in ours.items()))
-    (file,), (text,) = write_comparison(grids, config)
     expected = compare(grids, [], config.compare)
+    (file,), (text,) = write_comparison(expected, config)
     read = read_comparison(file)
     assert [row[:6] + row[10:] for row in read] == [row[:6] + row[10:] for row in expected]
     np.testing.assert_array_equal([row[6:10] for row in read], [row[6:10] for row in expected])
@@ -228,14 +228,15 @@ def test_the_file_the_text_and_the_figure(tmp_path: Path):
     assert f"GPT-2 xl against the published maps_scores: {n - 2} agrees, 1 differs, 1 not measured" in text
     assert "nan" not in text
     assert comparison_table(read) == text
-    assert {path.suffix for path in draw_comparison(config)} == {".png", ".pdf"}
-    assert write_comparison(grids, RunConfig(model="gpt2-xl", out=str(tmp_path))) == ([], [])
+    assert {path.suffix for path in draw_comparison(read, config)} == {".png", ".pdf"}
+    assert write_comparison([], RunConfig(model="gpt2-xl", out=str(tmp_path))) == ([], [])
 
 
 def test_nothing_measured_draws_nothing(tmp_path: Path):
     config = RunConfig(model="gpt2-xl", compare=("maps_scores",), out=str(tmp_path))
-    write_comparison(GridSet((grid(peak(1.0), "mine", "static"),)), config)
-    assert draw_comparison(config) == ()
+    rows = compare(GridSet((grid(peak(1.0), "mine", "static"),)), [], config.compare)
+    assert {row.verdict for row in rows} == {"not measured"}
+    assert draw_comparison(rows, config) == ()
 
 
 @pytest.mark.parametrize(

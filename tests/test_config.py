@@ -1,11 +1,17 @@
 """RunConfig: files, overrides, and what is said about wrong ones."""
 
+import typing
 from pathlib import Path
 
 import pytest
 
 from experiments.config import RunConfig, config_from_json, config_to_json, load_config
 from headjax.errors import InputError
+
+
+def _numeric(kind: object) -> bool:
+    return bool({int, float} & {kind, *typing.get_args(kind)})
+
 
 CONFIGS = Path(__file__).resolve().parents[1] / "experiments" / "configs"
 
@@ -61,7 +67,27 @@ def test_run_json_brings_the_config_back():
         ({"threshold": "high"}, "'threshold' must be a number; got 'high'"),
         ({"dtype": "float64"}, "'dtype' must be one of float32, bfloat16, float16; got 'float64'"),
         ({"analyses": "relation_score"}, "'analyses' must be one of relation_scores.*; got 'relation_score'"),
-        ({"model": ","}, "'model' must name at least one model"),
+        ({"model": ","}, "'model' must name at least one"),
+        ({"analyses": "all"}, "'analyses' must name at least one; got none"),
+        ({"prompts": ","}, "'prompts' must name at least one; got none"),
+        ({"prompts": ""}, "'prompts' must hold no empty text"),
+        ({"out": " "}, "'out' must hold no empty text"),
+        ({"out": "a\0b"}, r"'out' must be text without null characters.*got 'a\\x00b'"),
+        ({"model": "gpt2,\udcff"}, r"'model' must be text without .* surrogate pairs; got '\\udcff'"),
+        ({"analyses": "copy_score,copy_score"}, "'analyses' must name each once; twice: 'copy_score'"),
+        ({"relations": '["a", "b", "a"]'}, "'relations' must name each once; twice: 'a'"),
+        ({"relations": "[1]"}, "'relations' must be words separated by commas"),
+        ({"prompts": "[" * 9999}, "'prompts' must be a JSON list"),
+        ({"mesh": "data:2,data:2"}, "'mesh' must name each axis once"),
+        ({"mesh": "data:2,rows:2"}, "'mesh' must give data and model"),
+        ({"mesh": "model:0"}, "'mesh' must give data and model"),
+        ({"mesh": "model:" + "9" * 5000}, "'mesh' must be sizes of axes"),
+        ({"distributed": "localhost:1,2,2"}, "'distributed' must be COORDINATOR:PORT,COUNT,ID"),
+        ({"distributed": f"localhost:1,{'9' * 5000},2"}, "'distributed' must be COORDINATOR:PORT,COUNT,ID"),
+        (
+            {"stream": "true", "analyses": "head_ablation", "ablation": "mean", "mean_over": "tokens"},
+            "'stream'",
+        ),
     ],
 )
 def test_wrong_overrides_are_refused(overrides: dict[str, str], message: str):
@@ -90,3 +116,75 @@ def test_wrong_config_files_are_refused(text: str, message: str, tmp_path: Path)
 def test_a_missing_config_file_is_named(tmp_path: Path):
     with pytest.raises(InputError, match=r"there is no .*nowhere\.py"):
         load_config(str(tmp_path / "nowhere.py"), {})
+
+
+NUMBERS = ("1e400", "-1e400", "nan", "NaN", "Infinity", "-1", "1" * 5000, "9" * 30, "1_000", "٣", "0x10", "")
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, kind in typing.get_type_hints(RunConfig).items() if _numeric(kind)]
+)
+def test_every_number_has_its_range(name: str):
+    """Whatever a command line gives: a number of the field's range, or one line."""
+    for text in NUMBERS:
+        with pytest.raises(InputError, match=f"field '{name}' must be") as caught:
+            load_config("demo", {name: text})
+        assert len(str(caught.value)) < 300
+    for value in (float("nan"), float("inf"), -1, 10**400):
+        with pytest.raises(InputError, match=f"field '{name}' must be"):
+            RunConfig(model="gpt2", **{name: value})
+
+
+def test_shares_are_at_most_one():
+    for name in ("threshold", "top_share"):
+        assert getattr(RunConfig(model="gpt2", **{name: 1}), name) == 1
+        with pytest.raises(InputError, match=f"'{name}' must be at most 1; got 1.01"):
+            RunConfig(model="gpt2", **{name: 1.01})
+    with pytest.raises(InputError, match="'n_prompts' must be at most 100000; got 100000000"):
+        RunConfig(model="gpt2", n_prompts=10**8)
+
+
+def test_a_list_is_words_or_json():
+    for field in ("model", "prompts", "templates"):
+        assert getattr(load_config("demo", {field: '["a, b", "c"]'}), field) == ("a, b", "c")
+        assert getattr(load_config("demo", {field: '["a"]'}), field) == ("a",)
+        assert getattr(load_config("demo", {field: "a,b"}), field) == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = (\n", "valid Python; .*config.py, line 1: '\\(' was never closed"),
+        (
+            "import json\n\njson.nothing\n",
+            "without an error; .*config.py, line 3: AttributeError: ",
+        ),
+        ("def get_config():\n    return 1 / 0\n", "config.py, line 2: ZeroDivisionError: division by zero"),
+        ("import sys\nsys.exit('no')", "config.py, line 2: SystemExit: no"),
+        ("import nowhere_at_all", "config.py, line 1: ModuleNotFoundError: No module"),
+        (
+            "from experiments.config import RunConfig as R\ndef get_config():\n    return R('m', nothing=1)",
+            "config.py, line 3: TypeError: .*'nothing'",
+        ),
+        ("raise ValueError('two\\nlines ' + 'x' * 9999)", "line 1: ValueError: two lines x"),
+        ("x = '\0'", "valid Python|without an error"),
+    ],
+)
+def test_a_config_file_at_fault_is_named_with_its_line(text: str, message: str, tmp_path: Path):
+    (tmp_path / "config.py").write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        load_config(str(tmp_path / "config.py"), {})
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300 + len(str(tmp_path))
+
+
+def test_a_config_is_a_python_file(tmp_path: Path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "directory.py").mkdir()
+    for name, message in (
+        ("config.json", "does not end in .py"),
+        ("directory.py", "is a directory"),
+        ("", "is a dir"),
+    ):
+        with pytest.raises(InputError, match=f"must be a Python file; .*{message}"):
+            load_config(str(tmp_path / name), {})

@@ -24,12 +24,13 @@ import experiments.run
 from experiments.config import RunConfig
 from experiments.run import run
 from experiments.units import Units, is_whole, pack, unpack
-from headjax import files
+from headjax import io as files
 from headjax.checkpoint import HEADER, seal
 from headjax.errors import InputError
 from headjax.grid import HeadGrid
 from headjax.metrics import Metrics
-from tests import tiny_tokenizers
+from tests import tiny_tokenizers, torch_oracle
+from tests.test_run_fields import OTHER
 from tests.tiny_run import PAIRS, tiny_run, write_model
 
 N_KILLS = 20
@@ -259,6 +260,39 @@ def test_the_key_is_of_what_determines_the_numbers_and_of_nothing_else(config, t
     assert len({own, *keys}) == 1 + len(keys)
 
 
+# What may change without starting anew; everything else that a config says determines the numbers.
+OUTSIDE = {
+    *(
+        "model",
+        "relations_dir",
+        "prompts",
+        "out",
+        "checkpoint_dir",
+        "mesh",
+        "parallel",
+        "distributed",
+        "rate",
+    ),
+    *("device_memory", "threshold", "count_suppression", "latex", "circuits", "heat_maps", "orientation"),
+    *("origin", "compare"),
+}
+
+
+def test_every_field_is_in_the_key_or_outside_for_a_reason(config):
+    assert set(experiments.resume.NOT_IN_KEY) == OUTSIDE
+    subject = experiments.run.load_subject(config.model, config)
+    own = key(config)
+    values = OTHER | {"analyses": ("relation_scores",)}
+    assert values.keys() | OUTSIDE == {field.name for field in dataclasses.fields(RunConfig)}
+    for name, value in values.items():
+        if name == "stream":
+            continue  # refused for these analyses; the same rule holds
+        changed = dataclasses.replace(config, **{name: value})
+        assert getattr(changed, name) != getattr(config, name), name
+        determined = experiments.resume.determinants(changed, [subject])
+        assert (experiments.resume.run_key(determined) == own) == (name in OUTSIDE), name
+
+
 def test_the_number_of_variants_at_once_is_that_of_the_first_start(config, tmp_path, monkeypatch):
     chosen = []
 
@@ -299,6 +333,42 @@ def test_a_checkpoint_that_changes_under_a_sweep_is_named(static, tmp_path, monk
         return grids
 
     monkeypatch.setitem(experiments.run.ANALYSES, "relation_scores", score_and_convert_again)
+    with pytest.raises(InputError, match=r"/model must stay as it is while a run reads it; .* changed"):
+        run(short, progress=False)
+    assert not list((tmp_path / "out").iterdir())
+
+
+@pytest.mark.parametrize("converted", [True, False])
+def test_weights_that_change_at_the_same_size_are_noticed(converted, static, tmp_path, monkeypatch):
+    """Of a converted checkpoint, and of a Hugging Face directory that is read as it goes."""
+    short, _ = static
+    model = tmp_path / "model"
+    if converted:
+        shutil.copytree(short.model, model)
+    else:
+        torch_oracle.save_model("gpt2", model)
+        tiny_tokenizers.whole_words("John Mary Anna Peter Mark Lucy dog").save_pretrained(model)
+    short = dataclasses.replace(
+        short,
+        model=str(model),
+        relations=("copying",),
+        templates=(),
+        top_k_copying=1,
+        out=str(tmp_path / "out"),
+    )
+    score = experiments.run.ANALYSES["relation_scores"]
+
+    def score_and_write_over(*arguments):
+        grids = score(*arguments)
+        largest = max(
+            (file for file in model.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size
+        )
+        content = bytearray(largest.read_bytes())
+        content[-1] ^= 1
+        largest.write_bytes(content)
+        return grids
+
+    monkeypatch.setitem(experiments.run.ANALYSES, "relation_scores", score_and_write_over)
     with pytest.raises(InputError, match=r"/model must stay as it is while a run reads it; .* changed"):
         run(short, progress=False)
     assert not list((tmp_path / "out").iterdir())

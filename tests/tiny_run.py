@@ -17,13 +17,13 @@ PAIRS = {
 }
 
 
-def tiny_config(vocab_size: int, n_heads: int = 3) -> ModelConfig:
+def tiny_config(vocab_size: int, n_heads: int = 3, n_kv_heads: int | None = None) -> ModelConfig:
     return ModelConfig(
         **{
             "family": "llama",
             "n_layers": 5,
             "n_heads": n_heads,
-            "n_kv_heads": n_heads,
+            "n_kv_heads": n_kv_heads or n_heads,
             "d_head": 4,
             "d_model": 13,
         },
@@ -33,9 +33,11 @@ def tiny_config(vocab_size: int, n_heads: int = 3) -> ModelConfig:
     )
 
 
-def write_model(directory: Path, vocab_size: int, seed: int = 0, n_heads: int = 3) -> None:
+def write_model(
+    directory: Path, vocab_size: int, seed: int = 0, n_heads: int = 3, n_kv_heads: int | None = None
+) -> None:
     """A converted checkpoint without a tokenizer."""
-    config = tiny_config(vocab_size, n_heads)
+    config = tiny_config(vocab_size, n_heads, n_kv_heads)
     rng = np.random.default_rng(seed)
     parameters = {
         name: rng.normal(size=shape).astype(np.float32) for name, shape in parameter_shapes(config).items()
@@ -52,10 +54,10 @@ def write_model(directory: Path, vocab_size: int, seed: int = 0, n_heads: int = 
     )
 
 
-def tiny_run(directory: Path, n_heads: int = 3) -> RunConfig:
+def tiny_run(directory: Path, n_heads: int = 3, n_kv_heads: int | None = None) -> RunConfig:
     """The config of a run whose model and relations are written into the directory."""
     tokenizer = tiny_tokenizers.byte_level()
-    write_model(directory / "model", len(tokenizer), n_heads=n_heads)
+    write_model(directory / "model", len(tokenizer), n_heads=n_heads, n_kv_heads=n_kv_heads)
     tokenizer.save_pretrained(directory / "model")
     (directory / "relations").mkdir()
     for name, pairs in PAIRS.items():

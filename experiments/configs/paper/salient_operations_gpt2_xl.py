@@ -20,7 +20,6 @@ from experiments.config import RunConfig
 def get_config() -> RunConfig:
     return RunConfig(
         model="gpt2-xl",
-        relations=("copying",),
         analyses=("salient_operations",),
         salient_heads=("L26H2",),
         out="out/paper/salient_operations_gpt2-xl",
