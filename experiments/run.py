@@ -23,6 +23,7 @@ from absl import flags
 from experiments import planted
 from experiments.analyses import ANALYSES, ablation_curves
 from experiments.circuits import read_marks, write_circuits, write_predictions
+from experiments.clean import OF_PARTNERS, OF_TASKS, clean_rows
 from experiments.compare import check_comparison
 from experiments.config import RunConfig, config_to_json, load_config
 from experiments.draw import draw_figures
@@ -83,8 +84,14 @@ def run_alone(config: RunConfig, stages: Stages) -> list[Path]:
     if units.n_found and is_first_process():
         print(f"going on: {units.n_found} finished units are in {units.directory}", file=sys.stderr)
 
-    grids, curves, salient, circuits = GridSet(), [], {}, {}
+    grids, clean, curves, salient, circuits = GridSet(), [], [], {}, {}
     for number, subject in enumerate(subjects):
+        remember = units.within(f"{number} {subject.display_name}, clean")
+        checked = same_weights(subject.directory, weights[number], units)
+        if not (OF_TASKS | OF_PARTNERS).isdisjoint(config.analyses):
+            with forced(config), stages.stage(f"{subject.display_name}: clean"):
+                compute = checked(partial(clean_rows, subject, stages.track, remember))
+                clean += remember("rows", compute)
         for analysis in config.analyses:
             remember = units.within(f"{number} {subject.display_name}, {analysis}")
             checked = same_weights(subject.directory, weights[number], units)
@@ -110,7 +117,7 @@ def run_alone(config: RunConfig, stages: Stages) -> list[Path]:
     files = [out / "scores.csv", out / "scores.npz"]
     save_csv(grids, files[0])
     save_npz(grids, files[1])
-    tables, texts = write_tables(grids, skipped_rows(subjects), config)
+    tables, texts = write_tables(grids, clean, skipped_rows(subjects), config)
     files += tables
     if curves:
         tables, more = write_curves(curves, config)
@@ -128,7 +135,8 @@ def run_alone(config: RunConfig, stages: Stages) -> list[Path]:
     with stages.stage("figures"):
         files += draw_figures(grids, config)
     with atomic_write(out / "run.json") as file:
-        json.dump(describe(config, subjects, stages) | {"units_found": units.n_found}, file, indent=2)
+        more = {"clean": [row._asdict() for row in clean], "units_found": units.n_found}
+        json.dump(describe(config, subjects, stages) | more, file, indent=2)
     files.append(out / "run.json")
     units.discard()  # the results hold all that is in them
 
