@@ -144,29 +144,20 @@ def gradient_attribution(subject: Subject, track: Track, remember: Remember) -> 
         batch_size=run.batch_size,
         seed=run.seed,
     )
-    clean = clean_metrics(subject, subject.task_batch, track, remember)
-    return GridSet(
-        tuple(
-            grid
-            for metric in _metrics(subject, tuple(DIFFERENTIABLE))
-            for grid in _by_relation(
-                subject,
-                f"gradient_{metric}",
-                differentiate(
-                    subject.model,
-                    subject.task_batch,
-                    metric=metric,
-                    positions=run.positions,
-                    replacement=replacement,
-                    batch_size=run.batch_size,
-                    track=track,
-                    remember=remember,
-                ),
-                metric,
-                getattr(clean, metric),
-            )
+    clean, grids = clean_metrics(subject, subject.task_batch, track), []
+    for metric in _metrics(subject, tuple(DIFFERENTIABLE)):
+        effects = differentiate(
+            subject.model,
+            subject.task_batch,
+            metric=metric,
+            positions=run.positions,
+            replacement=replacement,
+            batch_size=run.batch_size,
+            track=track,
+            remember=remember,
         )
-    )
+        grids += _by_relation(subject, f"gradient_{metric}", effects, metric, getattr(clean, metric))
+    return GridSet(tuple(grids))
 
 
 def attention_scores(subject: Subject, track: Track, remember: Remember) -> GridSet:

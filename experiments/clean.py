@@ -9,22 +9,21 @@ from experiments.subject import Subject
 from headjax.metrics import Metrics
 from headjax.prompts import PromptBatch
 from headjax.summary import CleanRow, clean_row
-from headjax.sweeps.batches import Remember, Track
-from headjax.sweeps.replacement import find_replacement
+from headjax.sweeps.batches import Track
+from headjax.sweeps.clean_run import clean_metrics as run_clean
 from headjax.sweeps.streamed import clean_metrics as clean_streamed
-from headjax.sweeps.variants import run_variants
 
 # Analyses of the task prompts' answers, and of prompts with corrupted partners.
 OF_TASKS = {"logit_attribution", "head_ablation", "gradient_attribution", "ablation_curves"}
 OF_PARTNERS = {"path_patching", "circuit_discovery"}
 
 
-def clean_rows(subject: Subject, track: Track, remember: Remember) -> tuple[CleanRow, ...]:
+def clean_rows(subject: Subject, track: Track) -> tuple[CleanRow, ...]:
     """A row for every relation and set of prompts that the run's analyses ask."""
     run, rows = subject.run, []
     asks_tasks = not OF_TASKS.isdisjoint(run.analyses)
     if asks_tasks:
-        metrics = clean_metrics(subject, subject.task_batch, track, remember)
+        metrics = clean_metrics(subject, subject.task_batch, track)
         for relation, own in prompts_of_relations(subject.task_batch).items():
             rows.append(clean_row(subject.display_name, relation, "task", _take(metrics, own)))
     if not OF_PARTNERS.isdisjoint(run.analyses):
@@ -36,30 +35,17 @@ def clean_rows(subject: Subject, track: Track, remember: Remember) -> tuple[Clea
             if batch.corrupted is not None:
                 sets["corrupted"] = replace(batch, tokens=batch.corrupted)
             for name, prompts in sets.items():
-                metrics = clean_metrics(subject, prompts, track, remember, f"{relation}, {name}")
+                metrics = clean_metrics(subject, prompts, track)
                 rows.append(clean_row(subject.display_name, relation, name, metrics))
     return tuple(rows)
 
 
-def clean_metrics(
-    subject: Subject, prompts: PromptBatch, track: Track, remember: Remember, label: str = "task"
-) -> Metrics:
-    """Metrics [B] of the clean run, from the program that head ablation takes its own from."""
-    run = subject.run
-    if run.stream:
-        return clean_streamed(subject.layered(), prompts, batch_size=run.batch_size, track=track)
-    return run_variants(
-        subject.model,
-        prompts,
-        np.empty((0, subject.config.n_layers, subject.config.n_heads), np.float32),
-        find_replacement(subject.model, prompts, "zero", positions=run.positions),
-        positions=run.positions,
-        batch_size=run.batch_size,
-        variant_batch=1,
-        track=track,
-        remember=remember,
-        label=f"clean run ({label})",
-    ).clean
+def clean_metrics(subject: Subject, prompts: PromptBatch, track: Track) -> Metrics:
+    """Metrics [B] of the clean run."""
+    how = {"batch_size": subject.run.batch_size, "track": track}
+    if subject.run.stream:
+        return clean_streamed(subject.layered(), prompts, **how)
+    return run_clean(subject.model, prompts, **how)
 
 
 def prompts_of_relations(prompts: PromptBatch) -> dict[str, Int[np.ndarray, " rows"]]:

@@ -90,7 +90,7 @@ def run_alone(config: RunConfig, stages: Stages) -> list[Path]:
         checked = same_weights(subject.directory, weights[number], units)
         if not (OF_TASKS | OF_PARTNERS).isdisjoint(config.analyses):
             with forced(config), stages.stage(f"{subject.display_name}: clean"):
-                compute = checked(partial(clean_rows, subject, stages.track, remember))
+                compute = checked(partial(clean_rows, subject, stages.track))
                 clean += remember("rows", compute)
         for analysis in config.analyses:
             remember = units.within(f"{number} {subject.display_name}, {analysis}")

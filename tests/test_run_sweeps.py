@@ -60,7 +60,7 @@ def trained(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 
 def test_clean_values_are_those_of_head_ablation(demo: RunConfig):
-    """The same program: the same numbers, in every relation. And they are what the curves begin with."""
+    """In every relation, up to rounding. And they are what the curves begin with."""
     grids = load_npz(Path(demo.out) / "scores.npz")
     curves = {row["relation"]: row for row in read(demo, "ablation_summary.csv")}
     rows = read(demo, "clean.csv")
@@ -68,7 +68,7 @@ def test_clean_values_are_those_of_head_ablation(demo: RunConfig):
     for row in rows:
         for metric in ("accuracy", "logprob"):
             (grid,) = grids.select(relation=row["relation"], kind=f"ablation_{metric}")
-            assert float(row[metric]) == grid.clean
+            assert float(row[metric]) == pytest.approx(grid.clean, abs=1e-5)
         assert float(row["accuracy"]) == float(curves[row["relation"]]["base"])
         assert row["logit_diff"] == row["logit_diff_stderr"] == ""
         assert 0 < float(row["accuracy_low"]) < 1
