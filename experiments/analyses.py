@@ -12,6 +12,7 @@ from functools import partial
 
 import numpy as np
 
+from experiments.clean import clean_metrics, prompts_of_relations
 from experiments.path_analyses import path_patching
 from experiments.subject import Subject, make_grid, mean_grid
 from experiments.weight_analyses import copy_scores
@@ -90,23 +91,11 @@ def logit_attribution(subject: Subject, track: Track, remember: Remember) -> Gri
         else partial(attribute, subject.model, remember=remember)
     )
     metrics = ("logit", "logit_diff") if subject.task_batch.distractors is not None else ("logit",)
-    return GridSet(
-        tuple(
-            grid
-            for metric in metrics
-            for grid in _by_relation(
-                subject,
-                "logit_attribution",
-                sweep(
-                    subject.task_batch,
-                    metric=metric,
-                    batch_size=subject.run.batch_size,
-                    track=track,
-                ).heads,
-                metric,
-            )
-        )
-    )
+    grids = []
+    for metric in metrics:
+        found = sweep(subject.task_batch, metric=metric, batch_size=subject.run.batch_size, track=track)
+        grids += _by_relation(subject, "logit_attribution", found.heads, metric, found.logit)
+    return GridSet(tuple(grids))
 
 
 def head_ablation(subject: Subject, track: Track, remember: Remember) -> GridSet:
@@ -133,7 +122,11 @@ def head_ablation(subject: Subject, track: Track, remember: Remember) -> GridSet
             grid
             for metric in _metrics(subject, METRICS)
             for grid in _by_relation(
-                subject, f"ablation_{metric}", np.moveaxis(result.effect(metric), 2, 0), metric
+                subject,
+                f"ablation_{metric}",
+                np.moveaxis(result.effect(metric), 2, 0),
+                metric,
+                getattr(result.clean, metric),
             )
         )
     )
@@ -151,27 +144,20 @@ def gradient_attribution(subject: Subject, track: Track, remember: Remember) -> 
         batch_size=run.batch_size,
         seed=run.seed,
     )
-    return GridSet(
-        tuple(
-            grid
-            for metric in _metrics(subject, tuple(DIFFERENTIABLE))
-            for grid in _by_relation(
-                subject,
-                f"gradient_{metric}",
-                differentiate(
-                    subject.model,
-                    subject.task_batch,
-                    metric=metric,
-                    positions=run.positions,
-                    replacement=replacement,
-                    batch_size=run.batch_size,
-                    track=track,
-                    remember=remember,
-                ),
-                metric,
-            )
+    clean, grids = clean_metrics(subject, subject.task_batch, track), []
+    for metric in _metrics(subject, tuple(DIFFERENTIABLE)):
+        effects = differentiate(
+            subject.model,
+            subject.task_batch,
+            metric=metric,
+            positions=run.positions,
+            replacement=replacement,
+            batch_size=run.batch_size,
+            track=track,
+            remember=remember,
         )
-    )
+        grids += _by_relation(subject, f"gradient_{metric}", effects, metric, getattr(clean, metric))
+    return GridSet(tuple(grids))
 
 
 def attention_scores(subject: Subject, track: Track, remember: Remember) -> GridSet:
@@ -251,11 +237,12 @@ ANALYSES: dict[str, Callable[[Subject, Track, Remember], GridSet]] = {
 }
 
 
-def _by_relation(subject: Subject, kind: str, effects: np.ndarray, metric: str) -> Iterator[HeadGrid]:
-    """One grid a relation from values [B L H] of every task prompt."""
-    relations = np.array([prompt.relation for prompt in subject.task_batch.prompts])
-    for relation in dict.fromkeys(relations.tolist()):
-        yield mean_grid(subject, relation, kind, effects[relations == relation], metric)
+def _by_relation(
+    subject: Subject, kind: str, effects: np.ndarray, metric: str, clean: np.ndarray
+) -> Iterator[HeadGrid]:
+    """One grid a relation from values [B L H] of every task prompt, and the clean metric [B] beside them."""
+    for relation, rows in prompts_of_relations(subject.task_batch).items():
+        yield mean_grid(subject, relation, kind, effects[rows], metric, clean[rows])
 
 
 def _metrics(subject: Subject, possible: tuple[str, ...]) -> tuple[str, ...]:

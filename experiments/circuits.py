@@ -17,7 +17,9 @@ from headjax.circuit_discovery import Discovery, FoundHead, found_circuit, overl
 from headjax.circuit_prediction import ALL_ROLES, Prediction, predictions
 from headjax.circuits import CIRCUITS, Circuit, find_circuit, write_circuit
 from headjax.grid import GridSet
-from headjax.io import atomic_write, safe_name
+from headjax.io import safe_name
+from headjax.stats import p_text
+from headjax.summary import save_rows
 
 # The relation on whose panel a task's circuit is marked, where the task is not a relation itself.
 RELATION_OF_TASK = {"ioi": "name_copying", "colored_objects": "copying"}
@@ -40,6 +42,8 @@ class CircuitRow(NamedTuple):
     input: str
     head: str
     effect: float
+    stderr: float
+    n_prompts: int
 
 
 def write_circuits(
@@ -52,7 +56,7 @@ def write_circuits(
     out = Path(config.out)
     found = {key: discovery.heads for key, discovery in circuits.items()}
     rows = [
-        CircuitRow(model, task, one.role, one.stage, one.input, str(one.head), one.effect)
+        CircuitRow(model, task, one.role, one.stage, one.input, str(one.head), *one[3:])
         for (model, task), heads in found.items()
         for one in heads
     ]
@@ -62,7 +66,8 @@ def write_circuits(
             files.append(out / "circuits" / f"{safe_name(model, task)}.json")
             write_circuit(found_circuit(heads, model, task), files[-1])
     lines = [
-        f"{model}, {task}: {role}: " + ", ".join(f"{row.head} {row.effect:+.1f} %" for row in of_role)
+        f"{model}, {task}: {role}: "
+        + ", ".join(f"{row.head} {row.effect:+.1f} +- {row.stderr:.1f} %" for row in of_role)
         for (model, task, role), of_role in itertools.groupby(rows, key=lambda row: row[:3])
     ]
     texts = ["Circuits found by path patching\n" + "\n".join(lines or ["none"])]
@@ -74,7 +79,7 @@ def write_circuits(
             "Heads that two circuits share\n"
             + "\n".join(
                 f"{row[0]}: {row[1]} ({row[3]} heads) and {row[2]} ({row[4]}): {row[5]} shared, "
-                f"p = {row[7]:.2g}{': ' * bool(row[8])}{row[8]}"
+                f"p = {p_text(row[7])}{': ' * bool(row[8])}{row[8]}"
                 for row in shared
             )
         )
@@ -86,7 +91,8 @@ def read_circuits(path: Path) -> Found:
     found: dict[tuple[str, str], list[FoundHead]] = {}
     with open(path, newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            one = FoundHead(Head.parse(row["head"]), int(row["stage"]), row["input"], float(row["effect"]))
+            numbers = (float(row["effect"]), float(row["stderr"]), int(row["n_prompts"]))
+            one = FoundHead(Head.parse(row["head"]), int(row["stage"]), row["input"], *numbers)
             found.setdefault((row["model"], row["task"]), []).append(one)
     return found
 
@@ -142,7 +148,7 @@ def prediction_table(rows: Sequence[Prediction], n: int = 3) -> str:
         for row in sorted(of_circuit, key=lambda row: -row.auc)[:n]:
             lines.append(
                 f"{row.circuit:28} {row.n_heads:5}  {row.relation:22} {row.kind:30} {row.auc:5.2f} "
-                f"{row.precision:9.2f} {row.p_value:7.2g}"
+                f"{row.precision:9.2f} {p_text(row.p_value):>7}"
             )
     return "\n".join(lines)
 
@@ -165,8 +171,5 @@ def circuit_for(model: str, relation: str, config: RunConfig, found: Found) -> C
 
 
 def _write(path: Path, columns: Sequence[str], rows: Sequence[tuple]) -> Path:
-    with atomic_write(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
+    save_rows(columns, rows, path)
     return path

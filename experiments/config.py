@@ -83,7 +83,8 @@ class RunConfig:
       receivers: inputs of heads into which paths are patched, like `L9H6.q`; those with the same letter (q, k
         or v) together.
       n_stages, top_share, min_effect: circuit discovery goes back from the logits so many steps and takes
-        the heads with the largest effects at each, this share of all heads, if they reach so many percent.
+        the heads with the largest effects at each, this share of all heads, if these are two standard errors
+        beyond so many percent.
       latex: also write the table of correlations in LaTeX.
       circuits: marks on the heat maps, as `RELATION=SOURCE`, where SOURCE is a published circuit
         (`circuit_reuse`), a file of heads, or a head (`L9H6`); a SOURCE alone marks every panel.

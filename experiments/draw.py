@@ -22,12 +22,9 @@ from headjax.circuit_prediction import predictions
 from headjax.circuits import Circuit
 from headjax.curve_tables import CurveRow
 from headjax.errors import InputError, run_main
-from headjax.grid import SUPPRESSION, GridSet, HeadGrid
+from headjax.grid import SUPPRESSION, GridSet, HeadGrid, measure
 from headjax.io import safe_name
 from headjax.sweeps.path_patching import PERCENT
-
-# Beginnings of the kinds that have either sign.
-SIGNED = ("logit_attribution", "ablation_", "gradient_", "path_", "circuit_")
 
 
 def draw_figures(results: Results, config: RunConfig) -> list[Path]:
@@ -47,7 +44,7 @@ def draw_figures(results: Results, config: RunConfig) -> list[Path]:
         files += draw_relations(own.select(kind="static"), found, config)
         files += draw_dynamic(own, config)
         for kind in own.values("kind"):
-            if kind.startswith(SIGNED):
+            if measure(kind).helps:
                 for metric in own.select(kind=kind).values("metric"):
                     files += draw_signed(own.select(kind=kind, metric=metric), config)
         files += draw_attention(own, config)

@@ -8,11 +8,12 @@ import logging
 from collections.abc import Iterator
 
 import numpy as np
+from jaxtyping import Float
 
 from experiments.subject import Subject, mean_grid
 from headjax.circuit_discovery import Discovery, discover_circuit
 from headjax.errors import InputError
-from headjax.grid import GridSet
+from headjax.grid import GridSet, HeadGrid
 from headjax.prompts import PromptBatch
 from headjax.sweeps.batches import Remember, Track
 from headjax.sweeps.path_patching import INPUTS, PERCENT, PathPatching, Receiver, direct_effects
@@ -31,7 +32,8 @@ def path_patching(subject: Subject, track: Track, remember: Remember) -> GridSet
             into = tuple(receiver for receiver in receivers if receiver.input == letter)
             if into:
                 found[f"path_{name}"] = _patch(subject, batch, into, track, remember)
-        grids += [mean_grid(subject, task, kind, _samples(one), PERCENT) for kind, one in found.items()]
+        for kind, one in found.items():
+            grids.append(_grid(subject, task, kind, one.percent(), direct))
     return GridSet(tuple(grids))
 
 
@@ -53,7 +55,7 @@ def circuit_discovery(
         )
         circuits[task] = found
         grids += [
-            mean_grid(subject, task, f"circuit_{stage}_{name}", np.moveaxis(percent, 2, 0), PERCENT)
+            _grid(subject, task, f"circuit_{stage}_{name}", percent, direct)
             for (stage, name), percent in found.effects.items()
         ]
     return GridSet(tuple(grids)), circuits
@@ -112,6 +114,7 @@ def _of_task(remember: Remember, batch: PromptBatch) -> Remember:
     return lambda name, compute: remember(f"{batch.prompts[0].relation}, {name}", compute)
 
 
-def _samples(one: PathPatching) -> np.ndarray:
-    """[B L H]"""
-    return np.moveaxis(one.percent(), 2, 0)
+def _grid(
+    subject: Subject, task: str, kind: str, percent: Float[np.ndarray, "L H B"], direct: PathPatching
+) -> HeadGrid:
+    return mean_grid(subject, task, kind, np.moveaxis(percent, 2, 0), PERCENT, direct.clean)

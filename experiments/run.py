@@ -31,6 +31,7 @@ from experiments.checks import (
     check_unique,
 )
 from experiments.circuits import write_circuits, write_predictions
+from experiments.clean import OF_PARTNERS, OF_TASKS, clean_rows
 from experiments.compare import compare
 from experiments.config import RunConfig, config_to_json, load_config
 from experiments.draw import draw_figures
@@ -104,8 +105,14 @@ def run_alone(config: RunConfig, stages: Stages) -> list[Path]:
     if units.n_found and is_first_process():
         print(f"going on: {units.n_found} finished units are in {units.directory}", file=sys.stderr)
 
-    grids, curves, salient, circuits = GridSet(), [], {}, {}
+    grids, clean, curves, salient, circuits = GridSet(), [], [], {}, {}
     for number, subject in enumerate(subjects):
+        remember = units.within(f"{number} {subject.display_name}, clean")
+        checked = same_weights(subject.directory, weights[number], units)
+        if not (OF_TASKS | OF_PARTNERS).isdisjoint(config.analyses):
+            with forced(config), stages.stage(f"{subject.display_name}: clean"):
+                compute = checked(partial(clean_rows, subject, stages.track))
+                clean += remember("rows", compute)
         for analysis in config.analyses:
             remember = units.within(f"{number} {subject.display_name}, {analysis}")
             checked = same_weights(subject.directory, weights[number], units)
@@ -138,7 +145,7 @@ def run_alone(config: RunConfig, stages: Stages) -> list[Path]:
     files = [out / "scores.csv", out / "scores.npz"]
     save_csv(grids, files[0])
     save_npz(grids, files[1])
-    tables, texts = write_tables(grids, skipped_rows(subjects), config)
+    tables, texts = write_tables(grids, clean, skipped_rows(subjects), config)
     files += tables
     tables, more = write_prompt_tables(subjects, config)
     files, texts = files + tables, texts + more
@@ -160,7 +167,8 @@ def run_alone(config: RunConfig, stages: Stages) -> list[Path]:
     check_file_names((file.relative_to(out).as_posix() for file in files), "results")
     for file in remove_stale(out, files):
         print(f"removed {file}, which an earlier run wrote and this one did not", file=sys.stderr)
-    described = describe(config, subjects, stages) | {"units_found": units.n_found}
+    more = {"clean": [row._asdict() for row in clean], "units_found": units.n_found}
+    described = describe(config, subjects, stages) | more
     files.append(write_record(out, described, digests(out, files)))
     units.discard()  # the results hold all that is in them
 

@@ -47,6 +47,7 @@ from headjax.prompts import (
     tokenise_pairs,
 )
 from headjax.relations import MAX_NAME, Relation, load_relations
+from headjax.summary import mean_with_error
 from headjax.sweeps.relation_scores import HitRule, Weights, checkpoint_weights, published_rule
 from headjax.templates import DYNAMIC_TEMPLATES
 from kernels import platform
@@ -326,9 +327,14 @@ def make_grid(
     )
 
 
-def mean_grid(subject: Subject, relation: str, kind: str, samples: np.ndarray, metric: str) -> HeadGrid:
-    """The grid of values [B L H] of a relation's prompts: their mean, its error, and themselves."""
+def mean_grid(
+    subject: Subject, relation: str, kind: str, samples: np.ndarray, metric: str, clean: np.ndarray
+) -> HeadGrid:
+    """The grid of values [B L H] of a relation's prompts: their mean, its error, and themselves.
+
+    `clean` [B]: what they are held against.
+    """
     mean, stderr = mean_and_stderr(np.moveaxis(samples, 0, -1))
-    return make_grid(
-        subject, relation, kind, mean, len(samples), metric=metric, stderr=stderr, samples=samples
-    )
+    of_clean = dict(zip(("clean", "clean_stderr"), mean_with_error(clean), strict=True))
+    rest = {"metric": metric, "stderr": stderr, "samples": samples} | of_clean
+    return make_grid(subject, relation, kind, mean, len(samples), **rest)

@@ -11,7 +11,17 @@ from headjax.curve_tables import CurveRow, curve_rows, summary_row
 from headjax.curve_tables import SummaryRow as CurveSummary
 from headjax.grid import GridSet
 from headjax.io import atomic_write
-from headjax.summary import SummaryRow, category_rows, save_summary, score_rows, summary_table
+from headjax.summary import (
+    CleanRow,
+    SummaryRow,
+    aligned,
+    category_rows,
+    clean_table,
+    save_rows,
+    save_summary,
+    score_rows,
+    summary_table,
+)
 from headjax.sweeps.ablation_curves import RelationCurves
 from headjax.sweeps.gradient_attribution import agreement
 
@@ -19,25 +29,32 @@ AGREEMENT_COLUMNS = ("model", "relation", "metric", "spearman", "n_top", "missed
 
 
 def write_tables(
-    grids: GridSet, skipped: list[SummaryRow], config: RunConfig
+    grids: GridSet, clean: Sequence[CleanRow], skipped: list[SummaryRow], config: RunConfig
 ) -> tuple[list[Path], list[str]]:
-    """Writes summary.csv and, where their analyses ran, correlations and gradient agreement.
+    """Writes summary.csv and, where their analyses ran, clean.csv, correlations and gradient agreement.
 
     Returns the files and the texts to print.
     """
     out = Path(config.out)
+    files, texts = [], []
+    if clean:
+        files.append(out / "clean.csv")
+        save_rows(CleanRow._fields, clean, files[-1])
+        texts.append("With no head touched\n" + clean_table(clean))
     categories = category_rows(grids, config.threshold, config.count_suppression)
     rows = [*score_rows(grids, config.threshold), *skipped, *categories]
     save_summary(rows, out / "summary.csv")
     # Printed without the rows of single templates: the correlations sum those up.
-    files, texts = [out / "summary.csv"], [summary_table([row for row in rows if not row.template])]
+    files.append(out / "summary.csv")
+    texts.append(summary_table([row for row in rows if not row.template]))
 
     correlated = correlations(grids)
     if correlated:
         save_correlations(correlated, out / "correlations.csv")
         files.append(out / "correlations.csv")
         texts.append(
-            "Static against dynamic scores, over heads and templates\n" + correlation_table(correlated)
+            "Static against dynamic scores: r over heads and templates, p over heads\n"
+            + correlation_table(correlated)
         )
         if config.latex:
             with atomic_write(out / "correlations.tex") as file:
@@ -46,10 +63,7 @@ def write_tables(
 
     agreements = gradient_agreements(grids)
     if agreements:
-        with atomic_write(out / "gradient_agreement.csv") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(AGREEMENT_COLUMNS)
-            writer.writerows(agreements)
+        save_rows(AGREEMENT_COLUMNS, agreements, out / "gradient_agreement.csv")
         files.append(out / "gradient_agreement.csv")
         texts.append("Gradient against exact ablation\n" + agreement_table(agreements))
     return files, texts
@@ -67,10 +81,7 @@ def write_curves(
         (files[0], ("model", *CurveRow._fields), points),
         (files[1], ("model", *CurveSummary._fields), summary),
     ):
-        with atomic_write(file) as opened:
-            writer = csv.writer(opened, lineterminator="\n")
-            writer.writerow(columns)
-            writer.writerows([_cell(value) for value in row] for row in rows)
+        save_rows(columns, [[_cell(value) for value in row] for row in rows], file)
     return files, ["Accuracy as a relation's heads are removed\n" + curves_table(summary)]
 
 
@@ -85,27 +96,29 @@ def read_curves(path: Path) -> list[tuple[str, CurveRow]]:
 
 
 def curves_table(rows: Sequence[tuple]) -> str:
-    """The summaries as aligned text; a dash where nothing was measured."""
-    lines = [
-        f"{'relation':22} {'heads':>5} {'base':>5} {'removed':>8} {'random':>14} {'controls':>22}  0 from"
-    ]
+    """The summaries as aligned text; a dash where nothing was measured, and why there are no controls."""
+    lines = [("relation", "prompts", "heads", "base", "removed", "random", "controls", "0 from")]
+    without = []
     for _, *fields in rows:
         row = CurveSummary(*fields)
-        random = _spread(row.random, row.random_std)
-        controls = f"{_number(row.control_base)} to {_spread(row.control_removed, row.control_std)}"
+        controls = f"{row.control_base:.2f} to {_spread(row.control_removed, row.control_std)}"
         lines.append(
-            f"{row.relation:22} {row.n_heads:5} {row.base:5.2f} {row.removed:8.2f} {random:>14} "
-            f"{controls if row.controls else '-':>22}  {'-' if row.first_zero is None else row.first_zero}"
+            (
+                *(row.relation, str(row.n_prompts), str(row.n_heads)),
+                f"{row.base:.2f} [{row.base_low:.2f}, {row.base_high:.2f}]",
+                f"{row.removed:.2f} [{row.removed_low:.2f}, {row.removed_high:.2f}]",
+                _spread(row.random, row.random_std),
+                controls if row.controls else "-",
+                "-" if row.first_zero is None else str(row.first_zero),
+            )
         )
-    return "\n".join(lines)
+        if row.no_controls:
+            without.append(f"{row.relation} has no control: {row.no_controls}")
+    return "\n".join([aligned(lines, numbers=(1, 2, 7)), *without])
 
 
 def _spread(mean: float, deviation: float) -> str:
     return "-" if math.isnan(mean) else f"{mean:.2f} +- {deviation:.2f}"
-
-
-def _number(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.2f}"
 
 
 def _cell(value: object) -> object:

@@ -29,7 +29,8 @@ class Prediction(NamedTuple):
       n_heads: of the circuit, or role.
       auc: the probability that the score of a circuit's head is greater than that of another head, a tie
         counting half; NaN where the circuit has no head of the model or all of them.
-      p_value: the share of random sets of as many heads whose AUC is as great, by permutation.
+      p_value: the share of random sets of as many heads whose AUC is as great, by permutation; the circuit
+        itself is one of them, so it is never 0.
       precision: the share of circuit heads among the `n_heads` heads with the highest scores.
     """
 

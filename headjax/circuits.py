@@ -11,8 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headjax.axes import Head
-from headjax.errors import InputError
+from headjax.errors import InputError, shown
 from headjax.io import atomic_write, parse_json, read_text
+
+# What a file of marks may hold: more heads than any model has, in any spelling.
+MAX_HEADS = 20_000
+MAX_BYTES = 1_000_000
+MAX_NAME = 200  # characters of a role, and of the legend's title
+N_NAMED = 10  # heads that an error names
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,15 @@ class Circuit:
 
 def parse_heads(text: str) -> tuple[Head, ...]:
     """Heads in any spelling (`L9H6`, `9.6`, `(9, 6)`) separated by commas, semicolons or white space."""
-    labels = re.split(r"[\s,;]+(?![^()]*\))", text.strip())
-    return tuple(dict.fromkeys(Head.parse(label) for label in labels if label))
+    labels = re.findall(r"(?:\([^()]*\)|[^\s,;])+", text)
+    _check_count(len(labels))
+    return tuple(dict.fromkeys(map(Head.parse, labels)))
+
+
+def _check_count(n: int) -> None:
+    """Raises InputError for more heads than any model has."""
+    if n > MAX_HEADS:
+        raise InputError(f"at most {MAX_HEADS:,} heads can be marked; got {n:,}")
 
 
 CIRCUITS = {
@@ -99,14 +112,20 @@ def read_circuit(path: str | Path) -> Circuit:
     Text: heads separated by white space or commas, `#` starts a comment. JSON: a list of heads, or an object
     of role -> list of heads, in which "legend" may give the legend's title. A head in JSON is a string
     ("L9H6", "9.10") or a pair [9, 10]; a bare number is refused, because 9.10 would be read as 9.1.
+
+    Raises InputError for a file of more than MAX_BYTES or MAX_HEADS, and as `_marks` does.
     """
     path = Path(path)
-    text = read_text(path)
+    text = read_text(path, MAX_BYTES)
     content = parse_json(text, str(path)) if path.suffix == ".json" else re.sub(r"#.*", "", text)
     if not isinstance(content, dict):
         content = {"Marked heads": content}
     legend = content.pop("legend", f"Marked in {path.name}")
-    return _marks(content, str(path), str(legend))
+    if not isinstance(legend, str) or not 0 < len(legend) <= MAX_NAME:
+        raise InputError(
+            f"{path}: 'legend' must be a text of 1 to {MAX_NAME} characters; got {shown(legend)}"
+        )
+    return _marks(content, str(path), legend)
 
 
 def write_circuit(circuit: Circuit, path: str | Path) -> None:
@@ -117,36 +136,54 @@ def write_circuit(circuit: Circuit, path: str | Path) -> None:
 
 
 def _marks(roles: Mapping[str, object], origin: str, legend: str) -> Circuit:
-    """Checks roles -> heads as a user wrote them. `origin` is the file or field an error names."""
-    read = {}
+    """Checks roles -> heads as a user wrote them. `origin` is the file or field an error names.
+
+    Raises InputError for what is no head, for more than MAX_HEADS, for none, and for a head with two roles:
+    one mark would hide the other.
+    """
+    read: dict[str, tuple[Head, ...]] = {}
+    role_of: dict[Head, str] = {}
     for role, heads in roles.items():
         if not isinstance(heads, str | list | tuple):
-            raise InputError(f"{origin}: {role!r} must be a list of heads like L9H6; got {heads!r}")
+            raise InputError(f"{origin}: {shown(role)} must be a list of heads like L9H6; got {shown(heads)}")
+        if len(role) > MAX_NAME:
+            raise InputError(f"{origin}: a role must have at most {MAX_NAME} characters; got {shown(role)}")
         try:
-            parsed = parse_heads(heads) if isinstance(heads, str) else tuple(dict.fromkeys(map(_head, heads)))
+            parsed = parse_heads(heads) if isinstance(heads, str) else _unique(heads)
         except InputError as error:
-            raise InputError(f"{origin}: {role!r}: {error}") from error
+            raise InputError(f"{origin}: {shown(role)}: {error}") from error
         read[role] = parsed
-    if not any(read.values()):
+        for head in parsed:
+            if role_of.setdefault(head, role) != role:
+                both = f"{shown(role_of[head])} and {shown(role)}"
+                raise InputError(f"{origin}: a head has one role; {head} is given as {both}")
+    if not role_of:
         raise InputError(f"{origin} must name at least one head; got none")
     return Circuit(model="", citation=origin, legend=legend, roles=read)
 
 
+def _unique(labels: Sequence[object]) -> tuple[Head, ...]:
+    _check_count(len(labels))
+    return tuple(dict.fromkeys(map(_head, labels)))
+
+
 def _head(label: object) -> Head:
-    if isinstance(label, list | tuple) and len(label) == 2 and all(type(part) is int for part in label):
+    whole = isinstance(label, list | tuple) and all(type(part) is int for part in label)
+    if whole and len(label) == 2 and all(0 <= part < 10**9 for part in label):
         return Head(*label)
     if isinstance(label, str):
         return Head.parse(label)
-    raise InputError(f'a head is written "L9H6", "9.6" or [9, 6]; got {label!r}')
+    raise InputError(f'a head is written "L9H6", "9.6" or [9, 6]; got {shown(label)}')
 
 
 def check_fits(circuit: Circuit, n_layers: int, n_heads: int) -> None:
-    """Raises InputError, naming them, if heads of the circuit are outside a model of this size."""
+    """Raises InputError, naming some of them, if heads of the circuit are outside a model of this size."""
     outside = [
-        str(head) for head in circuit.heads() if not (0 <= head.layer < n_layers and 0 <= head.head < n_heads)
+        head for head in circuit.heads() if not (0 <= head.layer < n_layers and 0 <= head.head < n_heads)
     ]
     if outside:
+        more = f" and {len(outside) - N_NAMED:,} more" if len(outside) > N_NAMED else ""
         raise InputError(
             f"marked heads must be inside the model, layers 0 to {n_layers - 1} and heads 0 to {n_heads - 1};"
-            f" got {', '.join(outside)} ({circuit.legend})"
+            f" got {', '.join(map(str, outside[:N_NAMED]))}{more} ({circuit.legend})"
         )

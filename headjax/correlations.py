@@ -1,28 +1,33 @@
 """Static against dynamic relation scores: do a head's weights tell what it does on prompts?
 
-Pearson's correlation over heads times templates, of each relation, with its p-value and the relation's
-maximum static score, as in the tables of Elhelo & Geva 2024 ("MAPS", section 4.1).
+Pearson's correlation over heads times templates and the relation's maximum static score, as in the tables of
+Elhelo & Geva 2024 ("MAPS", section 4.1), so that the two can be held against each other. Not so the p-value:
+theirs takes each template for new heads, although the static score is the same in all of them. Here a head
+counts once, with the mean of its dynamic scores over the templates. (Heads of one model are not independent
+either: read a p-value as a measure of strength, not as a probability.)
 """
 
-import csv
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats  # JAX itself needs scipy, so it is always there
 from jaxtyping import Float
 
 from headjax.grid import SUPPRESSION, GridSet
-from headjax.io import atomic_write
+from headjax.stats import p_text, pearson
+from headjax.summary import aligned, save_rows
 
 
 class Correlation(NamedTuple):
     """One row of correlations.csv. NaN where one of the two scores is the same for all heads.
 
-    `kind` is plain or suppression; `n_points` counts heads times templates.
+    Attributes:
+      kind: plain or suppression.
+      n_heads, n_templates: r is over heads times templates, p over heads.
+      n_pairs_static: pairs behind each static score; n_prompts_dynamic: prompts behind each dynamic one, of
+        one template. Where the second is smaller, the two are of different words.
     """
 
     model: str
@@ -30,7 +35,10 @@ class Correlation(NamedTuple):
     relation: str
     name: str
     kind: str
-    n_points: int
+    n_heads: int
+    n_templates: int
+    n_pairs_static: int
+    n_prompts_dynamic: int
     r_no_context: float
     p_no_context: float
     r_context: float
@@ -57,51 +65,44 @@ def correlations(grids: GridSet) -> list[Correlation]:
                 rows.append(
                     Correlation(
                         *(model, grid.category, relation, grid.name, kind),
-                        grid.scores.size * len(context),
-                        *pearson(grid.scores, [dynamic.scores for dynamic in no_context]),
-                        *pearson(grid.scores, [dynamic.scores for dynamic in context]),
+                        *(grid.scores.size, len(context), grid.n_pairs, min(g.n_pairs for g in context)),
+                        *correlate(grid.scores, [dynamic.scores for dynamic in no_context]),
+                        *correlate(grid.scores, [dynamic.scores for dynamic in context]),
                         float(np.max(grid.scores)),
                     )
                 )
     return rows
 
 
-def pearson(
+def correlate(
     static: Float[np.ndarray, "L H"], dynamic: Sequence[Float[np.ndarray, "L H"]]
 ) -> tuple[float, float]:
-    """r and two-sided p of one static grid against several dynamic ones, all heads of all of them."""
-    x, y = np.tile(static.ravel(), len(dynamic)), np.ravel(dynamic)
-    if np.ptp(x) == 0 or np.ptp(y) == 0 or len(x) < 3:
-        return math.nan, math.nan
-    result = scipy.stats.pearsonr(x.astype(np.float64), y.astype(np.float64))
-    return float(result.statistic), float(result.pvalue)
+    """One static grid against the dynamic ones of all templates: r of them all, p of their mean."""
+    r, _ = pearson(np.tile(static.ravel(), len(dynamic)), np.ravel(dynamic))
+    _, p = pearson(static, np.mean(dynamic, axis=0, dtype=np.float64))
+    return r, p
 
 
 def save_correlations(rows: Sequence[Correlation], path: str | Path) -> None:
     """Writes correlations.csv."""
-    with atomic_write(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(Correlation._fields)
-        writer.writerows(rows)
+    save_rows(Correlation._fields, rows, path)
 
 
-_TITLES = ("Category", "Relation", "Kind", "r without context", "p", "r with context", "p", "Max static")
+_TITLES = (
+    *("Category", "Relation", "Kind", "Heads", "Pairs", "Prompts"),
+    *("r without context", "p", "r with context", "p", "Max static"),
+)
 
 
 def _cells(row: Correlation) -> tuple[str, ...]:
     """A row as shown, one cell for each of _TITLES."""
     measured = (
-        *(f"{row.r_no_context:.2f}", _p_value(row.p_no_context)),
-        *(f"{row.r_context:.2f}", _p_value(row.p_context)),
+        *(f"{row.r_no_context:.2f}", p_text(row.p_no_context)),
+        *(f"{row.r_context:.2f}", p_text(row.p_context)),
     )
     shown = ("-" if number == "nan" else number for number in measured)
-    return row.category, row.name, row.kind, *shown, f"{row.max_static:.2f}"
-
-
-def _p_value(p: float) -> str:
-    if p < 1e-300:
-        return "<1e-300"
-    return f"{p:.0e}" if p < 0.01 else f"{p:.2f}"
+    counts = map(str, (row.n_heads, row.n_pairs_static, row.n_prompts_dynamic))
+    return row.category, row.name, row.kind, *counts, *shown, f"{row.max_static:.2f}"
 
 
 def correlation_table(rows: Sequence[Correlation]) -> str:
@@ -109,15 +110,7 @@ def correlation_table(rows: Sequence[Correlation]) -> str:
     several = len({row.model for row in rows}) > 1
     lines = [("Model",) * several + _TITLES]
     lines += [(row.model,) * several + _cells(row) for row in rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    n_texts = 3 + several
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i < n_texts else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
+    return aligned(lines, numbers=range(3 + several, len(lines[0])))
 
 
 def correlation_latex(rows: Sequence[Correlation]) -> str:
@@ -127,7 +120,7 @@ def correlation_latex(rows: Sequence[Correlation]) -> str:
         body = [" & ".join(map(_latex, _cells(row))) + r" \\" for row in rows if row.model == model]
         tables += [
             f"% {model}",
-            r"\begin{tabular}{lllrrrrr}",
+            r"\begin{tabular}{lllrrrrrrrr}",
             r"\toprule",
             " & ".join(_TITLES) + r" \\",
             r"\midrule",
@@ -151,6 +144,6 @@ def _latex(cell: str) -> str:
     if power := re.fullmatch(r"(<?)(\d)e-0*(\d+)", cell):
         less, digit, exponent = power.groups()
         return rf"$<10^{{-{exponent}}}$" if less else rf"${digit} \cdot 10^{{-{exponent}}}$"
-    if re.fullmatch(r"-?\d+\.\d+", cell):
+    if re.fullmatch(r"-?\d+(\.\d+)?", cell):
         return f"${cell}$"
     return re.sub(r"[\\~^&%$#_{}]", lambda special: _LATEX_CODES[special[0]], cell)

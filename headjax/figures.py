@@ -412,8 +412,11 @@ def draw_circuit_overlap(
 # ------------------------------------------------------------------------------------- ablation curves
 
 
+BANDS = "Means and their 95 % limits"  # the title of the legend
+
+
 class Curve(NamedTuple):
-    """A line: its name, numbers of heads, the value at each, and the limits of its band if it has one."""
+    """A line: its name, numbers of heads, the value at each, and its band's limits (95 %) if it has one."""
 
     label: str
     n_heads: Int[Array | np.ndarray, " M"]
@@ -447,7 +450,8 @@ def draw_ablation_curves(
     """A relation's value against the number of heads ablated.
 
     `relation` is the curve where the relation's own heads are removed, `random` the mean over random draws of
-    heads, with its band; `controls` are other relations' values while the relation's heads are removed.
+    heads, whose band should contain what varies between draws; `controls` are other relations' values while
+    the relation's heads are removed. The legend says what bands are, where there are any.
     """
     width, height = 4.5, 3.0
     lines = [(relation, dict(color="tab:blue", linewidth=2, zorder=3))]
@@ -455,7 +459,10 @@ def draw_ablation_curves(
         lines.append((random, dict(color="dimgray", linewidth=1.5, linestyle="--")))
     others = itertools.cycle(("tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown"))
     lines += [(curve, dict(color=next(others), linewidth=1.2)) for curve in controls]
-    key = _Key([Line2D([], [], label=_wrap(curve.label, 2.2, TICK), **style) for curve, style in lines])
+    bands = BANDS if any(curve.low is not None for curve, _ in lines) else None
+    key = _Key(
+        [Line2D([], [], label=_wrap(curve.label, 2.2, TICK), **style) for curve, style in lines], bands
+    )
     key_width, key_height = _key_size(key)
     height = max(height, key_height)
     title = _wrap(title, width, PANEL_TITLE)

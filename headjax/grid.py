@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jax import Array
@@ -22,9 +23,40 @@ from headjax.io import atomic_write
 
 CSV_COLUMNS = (
     *("model", "relation", "category", "kind", "layer", "head", "score", "n_pairs"),
-    *("template", "metric", "stderr"),  # empty where not used
+    *("template", "metric", "stderr", "clean", "clean_stderr"),  # empty where not used
 )
 SUPPRESSION = "_suppression"  # the kind "static" has the suppression kind "static_suppression", and so on
+
+
+class Measure(NamedTuple):
+    """What the numbers of a kind of grid are.
+
+    Attributes:
+      is_share: the share of `n_pairs` pairs, names or prompts that are hits.
+      is_relation_score: a head implements the relation above the threshold.
+      helps: 0 for scores, which have no sign. For effects on the answer, the sign of those that help: 1, or
+        -1 where the effect is what the answer loses (path patching).
+    """
+
+    is_share: bool = False
+    is_relation_score: bool = False
+    helps: int = 0
+
+
+# By how a kind begins.
+MEASURES = {
+    "static": Measure(is_share=True, is_relation_score=True),
+    "dynamic_": Measure(is_share=True, is_relation_score=True),
+    "copy_score": Measure(is_share=True),
+    "attention_": Measure(),
+    **dict.fromkeys(("logit_attribution", "ablation_", "gradient_"), Measure(helps=1)),
+    **dict.fromkeys(("path_", "circuit_"), Measure(helps=-1)),
+}
+
+
+def measure(kind: str) -> Measure:
+    """What is known about a kind of grid; of one that nobody knows, only that it is a number."""
+    return next((found for beginning, found in MEASURES.items() if kind.startswith(beginning)), Measure())
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +66,8 @@ class HeadGrid:
     Arrays become float32 numpy arrays. `model` is the display name ("GPT-2 xl"), `relation` the id, `name`
     the relation's display name (made from the id if not given). `n_pairs` counts the pairs, or prompts,
     behind each score; `samples` holds the values of each of them, `stderr` the standard error of their mean.
+    `clean` is what an effect is held against: the mean over the same prompts of the metric itself where no
+    head is touched (of path patching, which gives a percentage: of the logit difference), and its error.
     """
 
     scores: Float[Array | np.ndarray, "L H"]
@@ -47,6 +81,8 @@ class HeadGrid:
     metric: str = ""
     stderr: Float[Array | np.ndarray, "L H"] | None = None
     samples: Float[Array | np.ndarray, "N L H"] | None = None
+    clean: float | None = None
+    clean_stderr: float | None = None
 
     def __post_init__(self):
         for field in ("scores", "stderr", "samples"):
@@ -103,6 +139,7 @@ def save_csv(grids: GridSet, path: str | Path) -> None:
         for grid in grids:
             before = (grid.model, grid.relation, grid.category, grid.kind)
             after = (grid.n_pairs, grid.template, grid.metric)
+            clean = ["" if value is None else value for value in (grid.clean, grid.clean_stderr)]
             # str() of a numpy float32 is the shortest text that reads back exactly.
             writer.writerows(
                 (
@@ -112,6 +149,7 @@ def save_csv(grids: GridSet, path: str | Path) -> None:
                     str(score),
                     *after,
                     "" if grid.stderr is None else str(grid.stderr[layer, head]),
+                    *clean,
                 )
                 for (layer, head), score in np.ndenumerate(grid.scores)
             )
@@ -122,9 +160,11 @@ def save_csv(grids: GridSet, path: str | Path) -> None:
 #   KIND.stderr, KIND.samples      float32 [row, layer, head], [row, prompt, layer, head]; only where measured
 #   KIND.relation, .name, .category, .model, .template, .metric     text [row]
 #   KIND.n_pairs, .n_layers, .n_heads, .n_samples                   int [row]
+#   KIND.clean, .clean_stderr      float64 [row]; NaN where there is none
 # Grids of different sizes are padded with NaN to the largest; the sizes say what is theirs.
 _TEXTS = ("relation", "name", "category", "model", "template", "metric")
 _ARRAYS = ("scores", "stderr", "samples")
+_CLEAN = ("clean", "clean_stderr")
 
 
 def save_npz(grids: GridSet, path: str | Path) -> None:
@@ -142,6 +182,9 @@ def save_npz(grids: GridSet, path: str | Path) -> None:
         arrays[f"{kind}.n_samples"] = np.array(
             [0 if grid.samples is None else len(grid.samples) for grid in rows]
         )
+        for field in _CLEAN:
+            values = [getattr(grid, field) for grid in rows]
+            arrays[f"{kind}.{field}"] = np.array([np.nan if value is None else value for value in values])
         for field in _ARRAYS:
             parts = [getattr(grid, field) for grid in rows]
             if any(part is not None for part in parts):
@@ -189,6 +232,7 @@ def _load_kind(arrays: dict[str, np.ndarray], kind: str) -> Iterator[HeadGrid]:
         stderr = arrays.get(f"{kind}.stderr")
         if stderr is not None:
             stderr = stderr[row, :n_layers, :n_heads]
+        clean = {field: float(arrays[f"{kind}.{field}"][row]) for field in _CLEAN}
         yield HeadGrid(
             arrays[kind][row, :n_layers, :n_heads],
             kind=kind,
@@ -196,6 +240,7 @@ def _load_kind(arrays: dict[str, np.ndarray], kind: str) -> Iterator[HeadGrid]:
             stderr=None if stderr is None or np.isnan(stderr).all() else stderr,
             samples=arrays[f"{kind}.samples"][row, :n_samples, :n_layers, :n_heads] if n_samples else None,
             **dict(zip(_TEXTS, text, strict=True)),
+            **{field: None if np.isnan(value) else value for field, value in clean.items()},
         )
 
 

@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 
 from headjax.axes import Head
-from headjax.curve_tables import bootstrap_band, curve_rows, summary_row
+from headjax.curve_tables import curve_rows, summary_row
 from headjax.edits import HeadEdit
 from headjax.errors import InputError
 from headjax.model import Transformer
 from headjax.prompts import PromptBatch
+from headjax.stats import draws_band, wilson
 from headjax.sweeps.ablation_curves import (
     Curve,
     RelationCurves,
     ablation_curves,
     choose_controls,
+    control_faults,
     rank_heads,
 )
 from headjax.sweeps.head_ablation import head_ablation
@@ -120,6 +122,11 @@ def test_random_draws_are_other_heads_and_the_seed_repeats_them(model, prompts, 
 
 def test_controls_lose_the_same_heads(model, prompts, curves):
     """The third relation shares half its heads with the first: neither controls the other."""
+    assert [relation.not_controls for relation in curves] == [
+        {"animals": "shares 2 of 4 heads"},
+        {},
+        {"capitals": "shares 2 of 4 heads"},
+    ]
     assert [tuple(relation.controls) for relation in curves] == [
         ("colours",),
         ("animals", "capitals"),  # equal accuracy comes before a near one
@@ -190,20 +197,24 @@ TABLED = RelationCurves(
     own=curve([[1, 1, 1, 0], [0, 1, 0, 0], [0, 0, 0, 0]]),
     draws=(curve([[1, 1, 1, 0]] * 3), curve([[1, 1, 1, 0], [1, 1, 0, 0], [1, 0, 0, 0]])),
     controls={"colours": curve([[1, 1], [1, 1], [1, 0]]), "animals": curve([[1, 0], [1, 0], [0, 0]])},
+    not_controls={"plants": "shares 1 of 2 heads", "tools": "clean accuracy differs by 0.75"},
 )
 
 
 def test_summary():
     summary = summary_row(TABLED)
     assert summary._replace(controls=()) == (
-        *("capitals", 4, 2, 0.75, 0.0, 0.5, 0.25),
-        *((), 0.75, 0.25, 0.25, 2),
+        *("capitals", 4, 2),
+        *(0.75, *wilson(0.75, 4).tolist(), 0.0, *wilson(0.0, 4).tolist(), 0.5, 0.25),
+        *((), 0.75, 0.25, 0.25, 2, ""),
     )
     assert summary.controls == ("colours", "animals")
     alone = summary_row(TABLED._replace(draws=(), controls={}, own=curve([[1, 0], [1, 0], [1, 1]])))
     assert alone.first_zero is None
     assert alone.removed == 1
     assert np.isnan([alone.random, alone.random_std, alone.control_base, alone.control_removed]).all()
+    assert alone.no_controls == "plants: shares 1 of 2 heads; tools: clean accuracy differs by 0.75"
+    assert summary_row(TABLED._replace(controls={}, not_controls={})).no_controls == "no other relation"
 
 
 def test_rows_of_the_table():
@@ -222,22 +233,40 @@ def test_rows_of_the_table():
     for row in rows:
         assert row.relation == "capitals"
         assert row.accuracy_low <= row.accuracy <= row.accuracy_high
-        np.testing.assert_allclose(
-            [row.logprob, row.logprob_low, row.logprob_high],
-            [row.accuracy - 2, row.accuracy_low - 2, row.accuracy_high - 2],
-            atol=1e-6,
-        )
+        assert row.logprob == row.accuracy - 2
+        assert row.logprob_low <= row.logprob <= row.logprob_high
+    own, random, colours, animals = (rows[i : i + 3] for i in (0, 3, 6, 9))
+    for line, n_prompts in ((own, 4), (colours, 2), (animals, 2)):
+        for row in line:
+            limits = (row.accuracy_low, row.accuracy_high)
+            assert limits == pytest.approx(wilson(row.accuracy, n_prompts), abs=1e-6)
+    accuracy = np.stack([draw.accuracy for draw in TABLED.draws])
+    logprob = np.stack([draw.logprob for draw in TABLED.draws])
+    for found, expected in (
+        ([(row.accuracy_low, row.accuracy_high) for row in random], draws_band(accuracy, True)),
+        ([(row.logprob_low, row.logprob_high) for row in random], draws_band(logprob, False)),
+    ):
+        np.testing.assert_allclose(found, expected.T)
     assert rows == curve_rows(TABLED)
     assert len(curve_rows(TABLED._replace(draws=()))) == 9
 
 
-def test_bootstrap_bands_cover_the_mean():
-    """Of 200 samples of 100 prompts some 95 % have the true mean in their band."""
-    rng = np.random.default_rng(0)
-    covered = 0
-    for seed in range(200):
-        low, high = bootstrap_band(rng.normal(3, 2, size=(1, 100)), seed)
-        covered += bool(low[0] <= 3 <= high[0])
-    assert 180 <= covered <= 198
-    low, high = bootstrap_band(np.ones((2, 7)))
-    np.testing.assert_allclose([low, high], 1)
+def test_a_certain_curve_has_a_band_of_some_width():
+    """12 of 12 prompts, in every draw: [0.76, 1], not [1, 1]."""
+    right = curve(np.ones((3, 12)))
+    for row in curve_rows(TABLED._replace(own=right, draws=(right, right), controls={"colours": right})):
+        assert (row.accuracy, row.accuracy_high) == (1, 1)
+        assert row.accuracy_low == pytest.approx(0.7575, abs=1e-4)
+
+
+def test_controls_that_fail_say_why():
+    heads = {
+        name: tuple(Head(0, i) for i in range(n)) for name, n in (("a", 7), ("b", 7), ("c", 0), ("d", 2))
+    }
+    accuracy = {"a": 0.5, "b": 0.5, "c": 0.9, "d": 0.9}
+    assert control_faults("a", heads, accuracy) == {
+        "b": "shares 7 of 7 heads",
+        "c": "clean accuracy differs by 0.40",
+        "d": "shares 2 of 7 heads",
+    }
+    assert choose_controls("a", heads, accuracy, 5) == ()

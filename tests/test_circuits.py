@@ -1,6 +1,7 @@
 """Published circuits as their papers list them, and the marks that users give."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -72,12 +73,37 @@ def test_marks_come_from_json_with_or_without_roles(tmp_path):
         ("[]", r"capital\.json.*at least one"),
         ("{", r"capital\.json.*JSON"),
         ("[[1, 2, 3]]", r"capital\.json.*\[1, 2, 3\]"),
+        ("[[-1, 2]]", r"capital\.json.*\[-1, 2\]"),
+        ("[[1, 1" + 999 * "0" + "]]", r"capital\.json.*a head is written .*got \[1, 10"),
+        ('["L1H' + 9999 * "9" + '"]', r"capital\.json.*a head is written"),
+        ('{"legend": 7, "Movers": ["L1H2"]}', r"capital\.json.*'legend' must be a text.*got 7"),
+        ('{"legend": "' + 999 * "x" + '", "a": ["L1H2"]}', r"capital\.json.*1 to 200 characters"),
+        ('{"' + 999 * "x" + '": ["L1H2"]}', r"capital\.json.*a role must have at most 200"),
+        ('{"Movers": ["L1H2"], "Others": ["1.2"]}', r"L1H2 is given as 'Movers' and 'Others'"),
+        ('{"Movers": ["L1H2"], "Movers": ["L1H3"]}', r"names each field once; twice: 'Movers'"),
     ],
 )
 def test_a_bad_file_of_marks_is_named(tmp_path, content, says):
     (tmp_path / "capital.json").write_text(content)
     with pytest.raises(InputError, match=says):
         find_circuit(tmp_path / "capital.json")
+
+
+@pytest.mark.parametrize("suffix", ["json", "txt"])
+def test_a_file_too_large_to_be_marks_is_refused_at_once(tmp_path, suffix):
+    """100,000 heads, the same one 100,000 times, 10 MB, and spaces without end: one short line each."""
+    many = [f"L{i // 500}H{i % 500}" for i in range(100_000)]
+    for n, heads in enumerate((many, ["L1H2"] * 100_000, ["L1H2"] * 2_000_000, ["L1H2" + " " * 999_990])):
+        path = tmp_path / f"{n}.{suffix}"
+        path.write_text(json.dumps(heads) if suffix == "json" else "\n".join(heads))
+        start = time.monotonic()
+        if n == 3:
+            assert find_circuit(path).heads() == (Head(1, 2),)
+        else:
+            with pytest.raises(InputError) as refused:
+                find_circuit(path)
+            assert len(str(refused.value).replace(str(path), "")) < 400
+        assert time.monotonic() - start < 2
 
 
 def test_unreadable_and_unknown_marks_are_refused(tmp_path):
@@ -93,3 +119,7 @@ def test_unreadable_and_unknown_marks_are_refused(tmp_path):
 def test_marks_outside_the_model_are_all_named():
     with pytest.raises(InputError, match=r"layers 0 to 10 and heads 0 to 9; got L3H12, L11H0 \("):
         check_fits(find_circuit("L3H4 3.12 11.0"), 11, 10)
+    many = find_circuit([f"L{i}H0" for i in range(5000)])
+    with pytest.raises(InputError, match=r"got L11H0, .*, L20H0 and 4,979 more \(") as refused:
+        check_fits(many, 11, 10)
+    assert len(str(refused.value)) < 300

@@ -11,7 +11,17 @@ from headjax.axes import Head
 from headjax.errors import InputError
 from headjax.grid import GridSet, HeadGrid, category_counts, head_categories, load_npz, save_csv, save_npz
 from headjax.io import atomic_write
-from headjax.summary import category_rows, save_summary, score_rows, skipped_row, summary_table
+from headjax.metrics import Metrics
+from headjax.stats import wilson
+from headjax.summary import (
+    category_rows,
+    clean_row,
+    clean_table,
+    save_summary,
+    score_rows,
+    skipped_row,
+    summary_table,
+)
 
 
 def grid(scores, relation="copying", category="Algorithmic", kind="static", model="Tiny", **more) -> HeadGrid:
@@ -33,6 +43,8 @@ def mixed() -> GridSet:
                 metric="logprob",
                 stderr=draw.random((3, 5)),
                 samples=draw.normal(size=(11, 3, 5)),
+                clean=-0.75,
+                clean_stderr=0.1,
             ),
             grid(
                 draw.normal(size=(7, 2)), kind="ablation_logprob", model='A "quoted", model', metric="logprob"
@@ -68,7 +80,7 @@ def test_csv_has_the_columns_every_head_and_exact_numbers(mixed, tmp_path):
     save_csv(mixed, tmp_path / "scores.csv")
     with open(tmp_path / "scores.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    header = "model,relation,category,kind,layer,head,score,n_pairs,template,metric,stderr"
+    header = "model,relation,category,kind,layer,head,score,n_pairs,template,metric,stderr,clean,clean_stderr"
     assert ",".join(rows[0]) == header
     assert len(rows) == 3 * 15 + 2 * 14
     rows = iter(rows)
@@ -81,12 +93,15 @@ def test_csv_has_the_columns_every_head_and_exact_numbers(mixed, tmp_path):
             assert (row["template"], row["metric"]) == (saved.template, saved.metric)
             expected = "" if saved.stderr is None else saved.stderr[layer, head]
             assert (np.float32(row["stderr"]) if row["stderr"] else "") == expected
+            for column in ("clean", "clean_stderr"):
+                assert (float(row[column]) if row[column] else None) == getattr(saved, column)
 
 
 def test_npz_gives_everything_back(mixed, tmp_path):
     save_npz(mixed, tmp_path / "scores.npz")
     loaded = load_npz(tmp_path / "scores.npz")
     texts = ("model", "relation", "name", "category", "kind", "template", "metric", "n_pairs")
+    texts += ("clean", "clean_stderr")
     assert len(loaded) == len(mixed)
     for before, after in zip(mixed, loaded, strict=True):
         assert [getattr(before, field) for field in texts] == [getattr(after, field) for field in texts]
@@ -204,14 +219,85 @@ def test_heads_are_classified_one_model_at_a_time(mixed):
 def test_summary_rows_name_the_best_heads_and_what_was_skipped(tmp_path):
     grids = hand_made().select(kind="static", category="Knowledge")
     rows = [*score_rows(grids), skipped_row("Tiny", "product_to_company", "Knowledge", "7 of 30 pairs")]
-    assert rows[0].best_heads == "L1H0 1.00, L1H2 0.20, L0H0 0.00"
-    assert (rows[0].maximum, rows[0].heads, rows[0].n_pairs) == ("1.0", 2, 41)
+    assert rows[0].best_heads == "L1H0 1.00, L1H2 0.20"  # and no head of score 0
+    assert (rows[0].maximum, rows[0].heads, rows[0].n_pairs) == (1.0, 2, 41)
+    assert rows[0].certain_heads == 1  # 0.20 of 41 pairs may well be 0.15
+    assert (rows[0].low, rows[0].high) == pytest.approx(tuple(wilson(1.0, 41)))
     save_summary(rows, tmp_path / "summary.csv")
     with open(tmp_path / "summary.csv", newline="") as file:
         saved = list(csv.DictReader(file))
     assert saved[0]["best_heads"].startswith("L1H0 1.00")
     assert (saved[1]["relation"], saved[1]["n_pairs"]) == ("product_to_company", "")
     assert saved[1]["skipped"] == "7 of 30 pairs"
+    assert [row.heads for row in score_rows(grids, threshold=0.5)] == [1]
+    assert float(saved[0]["low"]) == rows[0].low
+
+
+def test_summary_of_a_share_near_the_threshold():
+    """0.21 of 80 pairs: above 0.15, but not for certain."""
+    (row,) = score_rows(GridSet((grid([[17 / 80, 0.1]], n_pairs=80),)))
+    assert (row.heads, row.certain_heads) == (1, 0)
+    assert row.low < 0.15 < row.high
+
+
+def effects(kind: str, metric: str) -> HeadGrid:
+    """Effects of both signs, one of 0 and one that is no number, each with an error."""
+    scores = [[0.5, -4.0, 0.0], [2.0, np.nan, -0.004]]
+    stderr = [[0.1, 0.25, 0.0], [0.5, 0.1, 0.001]]
+    errors = {"stderr": np.array(stderr), "clean": 3.25, "clean_stderr": 0.5}
+    return grid(scores, "ioi", "Prompts", kind, metric=metric, **errors)
+
+
+def test_signed_measures_show_both_ends_with_errors():
+    (row,) = score_rows(GridSet((effects("ablation_logit_diff", "logit_diff"),)))
+    assert row.best_heads == "L1H0 +2.00 +- 0.5, L0H0 +0.50 +- 0.1"
+    assert row.opposing_heads == "L0H1 -4.00 +- 0.25, L1H2 -4e-03 +- 0.001"
+    assert (row.maximum, row.clean, row.clean_stderr) == (2.0, 3.25, 0.5)
+    # No threshold of relation scores, and no interval of shares.
+    assert (row.heads, row.certain_heads, row.low, row.high) == ("", "", "", "")
+    assert "3.25 +- 0.5" in summary_table([row])
+
+
+@pytest.mark.parametrize("kind", ["path_direct", "path_query", "circuit_2_key"])
+def test_of_path_patching_the_heads_that_help_are_below_0(kind: str):
+    """The percent is what the answer loses: the head at -4 helps most, that at 2 works against it most."""
+    (row,) = score_rows(GridSet((effects(kind, "percent_of_gap"),)))
+    assert row.best_heads == "L0H1 -4.00 +- 0.25, L1H2 -4e-03 +- 0.001"
+    assert row.opposing_heads == "L1H0 +2.00 +- 0.5, L0H0 +0.50 +- 0.1"
+    assert row.maximum == -4.0
+
+
+def test_scores_that_are_no_relation_scores_have_no_threshold():
+    high = [[0.9, 0.0], [np.nan, 0.4]]
+    copy, attention, nothing = score_rows(
+        GridSet(
+            (
+                grid(high, kind="copy_score_suppression", n_pairs=61),
+                grid(high, kind="attention_induction"),
+                grid(np.full((2, 2), np.nan), kind="attention_duplicate"),
+            )
+        )
+    )
+    assert copy.best_heads == attention.best_heads == "L0H0 0.90, L1H1 0.40"
+    assert (copy.low, copy.high) == pytest.approx(tuple(wilson(0.9, 61)), abs=1e-6)
+    assert attention.low == ""  # a mean over tokens is no share of them
+    assert (nothing.maximum, nothing.best_heads) == ("", "")
+    for row in (copy, attention, nothing):
+        assert (row.heads, row.certain_heads, row.opposing_heads) == ("", "", "")
+    assert "nan" not in summary_table([copy, attention, nothing])
+
+
+def test_clean_rows_have_errors_where_there_can_be_any():
+    metrics = Metrics(np.array([-1.0, -3.0]), np.array([2.0, 1.0]), np.array([1.0, 0.0]))
+    row = clean_row("M", "ioi", "task", metrics)
+    assert row[:4] == ("M", "ioi", "task", 2)
+    assert (row.accuracy, row.accuracy_low, row.accuracy_high) == (0.5, *wilson(0.5, 2))
+    assert (row.logprob, row.logprob_stderr, row.logit_diff, row.logit_diff_stderr) == (-2, 1, 1.5, 0.5)
+    one = clean_row("M", "other", "task", Metrics(np.array([-1.0]), None, np.array([1.0])))
+    assert (one.logprob, one.logprob_stderr, one.logit_diff, one.logit_diff_stderr) == (-1, None, None, None)
+    lines = clean_table([row, one]).splitlines()
+    assert "0.50 [0.09, 0.91]  -2.00 +- 1" in lines[1]
+    assert lines[2].split()[-2:] == ["-1.00", "-"]
 
 
 def test_category_rows_count_the_heads_of_each_model():
@@ -228,7 +314,9 @@ def test_category_rows_count_the_heads_of_each_model():
 
 def test_the_table_is_aligned_and_leaves_out_columns_that_say_nothing():
     lines = summary_table(score_rows(hand_made().select(kind="static"))).splitlines()
-    assert lines[0].split() == ["relation", "category", "maximum", "heads", "best", "heads"]
+    assert lines[0].split() == [
+        *("relation", "category", "maximum", "low", "high", "heads", "certain", "heads", "best", "heads")
+    ]
     assert len(lines) == 5
     assert len({line.index("L") for line in (line[50:] for line in lines[1:])}) <= 1
     assert "0.90" in lines[-1]

@@ -21,6 +21,7 @@ from headjax.relations import load_relations
 from tests.test_model import GPT2
 
 TASKS = ("country_to_capital", "name_copying")
+HELP, WORK_AGAINST = (f"Stage 1, direct: {does} logit difference" for does in ("raises", "lowers"))
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -51,13 +52,13 @@ def planted_heads(config: RunConfig, relation: str, kind: str) -> set[Head]:
 
 
 def test_discovery_finds_the_planted_circuits_and_no_other_head(demo):
-    """Heads that carry a relation are its movers, those that suppress it its negative movers."""
+    """Heads that carry a relation raise the logit difference, those that suppress it lower it."""
     config, _ = demo
     for task in TASKS:
         roles = read_circuit(Path(config.out) / "circuits" / f"planted_{task}.json").roles
         expected = {
-            "Movers": planted_heads(config, task, "static"),
-            "Negative movers": planted_heads(config, task, "static_suppression"),
+            HELP: planted_heads(config, task, "static"),
+            WORK_AGAINST: planted_heads(config, task, "static_suppression"),
         }
         assert {role: set(heads) for role, heads in roles.items()} == {
             role: heads for role, heads in expected.items() if heads
@@ -73,7 +74,15 @@ def test_tables_say_what_was_found_shared_and_predicted(demo):
     out = Path(config.out)
     rows = read(out / "circuits.csv")
     assert {(row["model"], row["stage"], row["input"]) for row in rows} == {("planted", "1", "direct")}
-    assert all((float(row["effect"]) < 0) == (row["role"] == "Movers") for row in rows)
+    assert all((float(row["effect"]) < 0) == (row["role"] == HELP) for row in rows)
+    grids = load_npz(out / "scores.npz").select(kind="circuit_1_direct")
+    for row in rows:
+        (grid,) = grids.select(relation=row["task"])
+        head = Head.parse(row["head"])
+        assert int(row["n_prompts"]) == len(grid.samples) == grid.n_pairs
+        assert float(row["effect"]) == pytest.approx(grid.scores[head], abs=1e-4)
+        assert float(row["stderr"]) == pytest.approx(grid.stderr[head], abs=1e-4)
+        assert abs(float(row["effect"])) - 2 * float(row["stderr"]) >= config.min_effect
     (shared,) = read(out / "circuit_overlap.csv")
     capital, names = (
         planted_heads(config, task, "static") | planted_heads(config, task, "static_suppression")
@@ -86,13 +95,51 @@ def test_tables_say_what_was_found_shared_and_predicted(demo):
         for row in read(out / "circuit_prediction.csv")
     }
     for task in TASKS:
-        row = found[f"found: {task}", "Movers", task, "static"]
+        row = found[f"found: {task}", HELP, task, "static"]
         assert (float(row["auc"]), float(row["precision"])) == (1, 1)
         assert float(row["p_value"]) < 0.001
-        other = found[f"found: {task}", "Movers", TASKS[task == TASKS[0]], "static"]
+        other = found[f"found: {task}", HELP, TASKS[task == TASKS[0]], "static"]
         assert float(other["auc"]) < 0.9
-    row = found["found: country_to_capital", "Negative movers", "country_to_capital", "static_suppression"]
+    row = found["found: country_to_capital", WORK_AGAINST, "country_to_capital", "static_suppression"]
     assert float(row["auc"]) == 1
+
+
+def test_the_heads_that_help_most_are_listed_as_best(demo):
+    """In path patching they are below 0: planted carriers are best, planted suppressors oppose."""
+    config, _ = demo
+    rows = [row for row in read(Path(config.out) / "summary.csv") if row["kind"] == "circuit_1_direct"]
+    assert [row["relation"] for row in rows] == list(TASKS)
+    for row in rows:
+        best, opposing = (
+            {Head.parse(label.split()[0]) for label in row[column].split(", ") if label}
+            for column in ("best_heads", "opposing_heads")
+        )
+        assert best <= planted_heads(config, row["relation"], "static")
+        assert len(best) == 3
+        suppressors = planted_heads(config, row["relation"], "static_suppression")
+        assert opposing & suppressors or not suppressors
+        assert not opposing & planted_heads(config, row["relation"], "static")
+        assert row["heads"] == ""
+        assert float(row["maximum"]) < 0
+
+
+def test_clean_and_corrupted_prompts_stand_beside_the_paths(demo):
+    config, _ = demo
+    rows = {(row["relation"], row["prompts"]): row for row in read(Path(config.out) / "clean.csv")}
+    assert set(rows) == {(task, prompts) for task in TASKS for prompts in ("task", "corrupted")}
+    for task in TASKS:
+        (grid,) = load_npz(Path(config.out) / "scores.npz").select(kind="circuit_1_direct", relation=task)
+        own, corrupted = rows[task, "task"], rows[task, "corrupted"]
+        assert float(own["logit_diff"]) == pytest.approx(grid.clean, rel=1e-5)
+        assert float(own["logit_diff_stderr"]) == pytest.approx(grid.clean_stderr, rel=1e-4)
+        # Planted: the answer is known, and to the twin it is the wrong one.
+        assert (float(own["accuracy"]), float(corrupted["accuracy"])) == (1, 0)
+        assert float(own["logit_diff"]) > 0 > float(corrupted["logit_diff"])
+    described = json.loads((Path(config.out) / "run.json").read_text())["clean"]
+    assert [(row["relation"], row["prompts"]) for row in described] == list(rows)
+    for row in described:
+        written = rows[row["relation"], row["prompts"]]
+        assert {name: str(value) for name, value in row.items()} == written
 
 
 def test_figures_show_the_circuits_and_are_drawn_again_without_the_model(demo):

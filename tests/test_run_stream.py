@@ -10,7 +10,7 @@ import pytest
 from experiments.config import STREAMED, RunConfig
 from experiments.run import run
 from headjax.errors import InputError
-from headjax.grid import GridSet, load_npz
+from headjax.grid import GridSet, load_npz, measure
 from tests.test_run_sweeps import PROMPTS
 
 
@@ -57,6 +57,16 @@ def test_a_streamed_run_finds_what_the_other_finds_and_converts_nothing(config, 
     for one, other in zip(ours, expected, strict=True):
         assert (one.kind, one.relation, one.metric) == (other.kind, other.relation, other.metric)
         np.testing.assert_allclose(one.scores, other.scores, rtol=0, atol=1e-5)
+        assert (one.clean is None) == (not measure(one.kind).helps)
+        assert one.clean == pytest.approx(other.clean, abs=1e-5)
+        assert one.clean_stderr == pytest.approx(other.clean_stderr, abs=1e-5)
+    (held,), (streamed,) = (
+        json.loads((Path(out) / "run.json").read_text())["clean"] for out in (config.out, streaming.out)
+    )
+    assert held == {
+        name: value if isinstance(value, str) else pytest.approx(value, abs=1e-5)
+        for name, value in streamed.items()
+    }
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,11 @@ PROMPTS = (
 )
 
 
+def read(config: RunConfig, name: str) -> list[dict[str, str]]:
+    with open(Path(config.out) / name, newline="") as file:
+        return list(csv.DictReader(file))
+
+
 @pytest.fixture(scope="module")
 def trained(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, list[Path]]:
     """Every analysis that a file of prompts allows, on stories260K."""
@@ -74,6 +79,21 @@ def test_what_was_asked_is_listed_token_by_token_and_said(trained):
     assert "stories260K: prompts begin with <s> (token 1)" in printed
 
 
+def test_clean_values_are_those_of_head_ablation(demo: RunConfig):
+    """In every relation, up to rounding. And they are what the curves begin with."""
+    grids = load_npz(Path(demo.out) / "scores.npz")
+    curves = {row["relation"]: row for row in read(demo, "ablation_summary.csv")}
+    rows = read(demo, "clean.csv")
+    assert [row["relation"] for row in rows] == list(demo.relations)
+    for row in rows:
+        for metric in ("accuracy", "logprob"):
+            (grid,) = grids.select(relation=row["relation"], kind=f"ablation_{metric}")
+            assert float(row[metric]) == pytest.approx(grid.clean, abs=1e-5)
+        assert float(row["accuracy"]) == float(curves[row["relation"]]["base"])
+        assert row["logit_diff"] == row["logit_diff_stderr"] == ""
+        assert 0 < float(row["accuracy_low"]) < 1
+
+
 def test_every_kind_of_grid_is_there(trained):
     config, _ = trained
     grids = load_npz(Path(config.out) / "scores.npz")
@@ -116,6 +136,22 @@ def test_ablation_equals_torch_with_hooks(trained, shared_data):
         return {"logprob": logprobs[each, answers], "logit_diff": difference}
 
     clean = measure()
+    (row,) = read(config, "clean.csv")
+    assert (row["relation"], row["prompts"], int(row["n_prompts"])) == ("prompts", "task", len(PROMPTS))
+    for metric, values in clean.items():
+        expected = values.mean(), values.std(ddof=1) / len(PROMPTS) ** 0.5
+        found = float(row[metric]), float(row[f"{metric}_stderr"])
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+        of_metric = [grid for grid in grids if grid.metric == metric]
+        assert {grid.kind for grid in of_metric} >= {f"ablation_{metric}", f"gradient_{metric}"}
+        for grid in of_metric:
+            np.testing.assert_allclose((grid.clean, grid.clean_stderr), expected, atol=1e-4)
+    logits = torch_oracle.run(theirs, tokens, mask)[0][:, -1]
+    (attribution,) = grids.select(kind="logit_attribution", metric="logit")
+    np.testing.assert_allclose(attribution.clean, logits[each, answers].mean(), atol=1e-4)
+    right = (logits[each, answers] >= logits.max(axis=1)).mean()
+    (accuracy,) = grids.select(kind="ablation_accuracy")
+    assert (float(row["accuracy"]), accuracy.clean) == pytest.approx((right, right))
     for layer in range(5):
         for head in range(8):
 
@@ -145,8 +181,7 @@ def test_tables_and_figures_of_sweeps(trained):
         "attention_stories260K_repeated_tokens",
     ):
         assert f"figures/{figure}.png" in names
-    with open(out / "gradient_agreement.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read(config, "gradient_agreement.csv")
     assert {row["metric"] for row in rows} == {"logprob", "logit_diff"}
     assert all(float(row["spearman"]) > 0.5 for row in rows)
     described = json.loads((out / "run.json").read_text())

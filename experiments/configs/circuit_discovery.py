@@ -3,7 +3,7 @@
     python -m experiments.run --config experiments/configs/circuit_discovery.py --config.model=gpt2-medium
 
 Three tasks (indirect object identification, colored objects, country to capital), two stages: the heads with
-the largest direct effects ("movers"), then those that feed their queries, keys and values; 2 % of all heads a
+the largest direct effects, then those that feed their queries, keys and values; 2 % of all heads a
 stage. Writes the heads (circuits.csv, and as marks circuits/*.json), which of them two tasks share, how well
 static and dynamic scores predict them (circuit_prediction.csv), and marks the circuit of indirect object
 identification on the name copying panel and that of country to capital on its own.

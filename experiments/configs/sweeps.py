@@ -13,7 +13,8 @@
         --config.prompts=prompts.jsonl --config.analyses=head_ablation --config.positions=all
 
 Without overrides: relation scores, dynamic scores and their correlations, head ablation and its gradient
-estimate on 24 task prompts of every relation, on GPT-2 small.
+estimate on 24 task prompts of every relation, on GPT-2 small. Dynamic scores are of 24 sources too, static
+scores of all pairs: correlations.csv has both numbers, and `--config.n_prompts=none` takes all sources.
 """
 
 from experiments.config import RunConfig

@@ -41,6 +41,7 @@ class RelationCurves(NamedTuple):
       heads: the relation's heads, in the order in which they are removed.
       own: without them; draws: without random other heads, as many unless the model has too few.
       controls: relation -> its prompts without `heads`.
+      not_controls: relation -> why it cannot be one (`control_faults`).
     """
 
     relation: str
@@ -48,6 +49,7 @@ class RelationCurves(NamedTuple):
     own: Curve
     draws: tuple[Curve, ...]
     controls: dict[str, Curve]
+    not_controls: dict[str, str]
 
 
 def ablation_curves(
@@ -138,6 +140,7 @@ def ablation_curves(
             own,
             tuple(random),
             {control: controls[relation][control] for control in chosen[relation]},
+            control_faults(relation, heads, accuracy),
         )
         for relation, (own, *random) in curves.items()
     )
@@ -168,22 +171,35 @@ def choose_controls(
     heads: Mapping[str, tuple[Head, ...]],
     accuracy: Mapping[str, float],
     n_controls: int,
+) -> tuple[str, ...]:
+    """Other relations to compare with, those of the nearest clean accuracy first (`control_faults`)."""
+    faults = control_faults(relation, heads, accuracy)
+    fitting = [other for other in heads if other != relation and other not in faults]
+    return tuple(sorted(fitting, key=lambda other: abs(accuracy[other] - accuracy[relation]))[:n_controls])
+
+
+def control_faults(
+    relation: str,
+    heads: Mapping[str, tuple[Head, ...]],
+    accuracy: Mapping[str, float],
     max_overlap: float = 0.15,
     max_difference: float = 0.2,
-) -> tuple[str, ...]:
-    """Other relations to compare with, those of the nearest clean accuracy first.
+) -> dict[str, str]:
+    """Which other relations cannot be controls of this one, and why.
 
     Less than `max_overlap` of the relation's heads may be among the control's own, and the clean accuracies
     may differ by `max_difference` at most.
     """
-    own = set(heads[relation])
-    fitting = [
-        (abs(accuracy[other] - accuracy[relation]), other)
-        for other in heads
-        if other != relation and len(own & set(heads[other])) < max_overlap * max(1, len(own))
-    ]
-    fitting = [pair for pair in fitting if pair[0] <= max_difference]
-    return tuple(other for _, other in sorted(fitting, key=lambda pair: pair[0])[:n_controls])
+    own, faults = set(heads[relation]), {}
+    for other in heads:
+        n_shared, difference = len(own & set(heads[other])), abs(accuracy[other] - accuracy[relation])
+        if other == relation:
+            continue
+        if n_shared >= max_overlap * max(1, len(own)):
+            faults[other] = f"shares {n_shared} of {len(own)} heads"
+        elif difference > max_difference:
+            faults[other] = f"clean accuracy differs by {difference:.2f}"
+    return faults
 
 
 def cumulative_gains(config: ModelConfig, heads: Sequence[Head]) -> Float[np.ndarray, "M L H"]:

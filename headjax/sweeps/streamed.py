@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from headjax.edits import apply_edit
 from headjax.errors import InputError
 from headjax.layered import LayeredModel
-from headjax.metrics import next_token_metrics
+from headjax.metrics import Metrics, next_token_metrics
 from headjax.model import Block
 from headjax.prompts import PromptBatch
 from headjax.scores import Stage, screening_stages
@@ -122,6 +122,22 @@ def head_ablation(
 
 
 _metrics = jax.jit(next_token_metrics)
+
+
+def clean_metrics(
+    model: LayeredModel, prompts: PromptBatch, *, batch_size: int = 64, track: Track = untracked
+) -> Metrics:
+    """Metrics [B] of the clean run: a pass over the layers of its own."""
+    chunks, last = prompt_chunks(len(prompts.tokens), batch_size), []
+    runs = [(prompts.tokens[rows], prompts.mask[rows]) for rows in chunks]
+    for _, block, clean in visit_layers(model, runs, track, "streamed clean run"):
+        last = [run.after for run in clean]
+        del block, clean
+    parts = []
+    for rows, x in zip(chunks, last, strict=True):
+        distractors = None if prompts.distractors is None else prompts.distractors[rows]
+        parts.append(jax.device_get(_metrics(model.outer, x, prompts.answers[rows], distractors)))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(prompts.tokens)], *parts)
 
 
 def _relation_means(z: Float[np.ndarray, "B H K"], prompts: PromptBatch) -> Float[np.ndarray, "B H K"]:

@@ -1,0 +1,111 @@
+"""The tables and figures of a run, from grids alone: every option and every relation has its say."""
+
+import csv
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.config import RunConfig
+from experiments.draw import draw_figures
+from experiments.tables import gradient_agreements, write_tables
+from experiments.tables_papers import write_universality
+from headjax import figures
+from headjax.grid import GridSet, HeadGrid
+from headjax.sweeps.gradient_attribution import agreement
+
+L, H = 4, 5
+
+
+def grid(scores: np.ndarray, relation: str, kind: str, **rest) -> HeadGrid:
+    return HeadGrid(scores, rest.pop("model", "M"), relation, rest.pop("category", "Any"), kind, 40, **rest)
+
+
+def one_head(layer: int, head: int, score: float) -> np.ndarray:
+    scores = np.zeros((L, H))
+    scores[layer, head] = score
+    return scores
+
+
+@pytest.fixture
+def scored() -> GridSet:
+    """One head of 0.3 for a relation, one of 0.7 that suppresses another, of another category."""
+    return GridSet(
+        (
+            grid(one_head(1, 2, 0.3), "copying", "static", category="Algorithmic"),
+            grid(np.zeros((L, H)), "copying", "static_suppression", category="Algorithmic"),
+            grid(np.zeros((L, H)), "capitals", "static", category="Knowledge"),
+            grid(one_head(3, 4, 0.7), "capitals", "static_suppression", category="Knowledge"),
+        )
+    )
+
+
+def config(out: Path, **fields) -> RunConfig:
+    return RunConfig(model="any", analyses=("relation_scores", "universality"), out=str(out), **fields)
+
+
+# threshold, count_suppression -> heads above it of each grid; heads of no category; of no relation
+EXPECTED = {
+    (0.15, True): ([1, 0, 0, 1], 18, 18),
+    (0.15, False): ([1, 0, 0, 1], 19, 19),
+    (0.5, True): ([0, 0, 0, 1], 19, 19),
+    (0.5, False): ([0, 0, 0, 1], 20, 20),
+}
+
+
+@pytest.mark.parametrize(("threshold", "count_suppression"), EXPECTED)
+def test_threshold_and_suppression_count_in_every_table(scored, threshold, count_suppression, tmp_path):
+    asked = config(tmp_path, threshold=threshold, count_suppression=count_suppression)
+    above, unclassified, unrelated = EXPECTED[threshold, count_suppression]
+    write_tables(scored, [], [], asked)
+    with open(tmp_path / "summary.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["heads"]) for row in rows if row["relation"]] == above
+    assert [int(row["heads"]) for row in rows if row["category"] == "Unclassified"] == [unclassified]
+    write_universality(scored, {"M": H}, asked)
+    with open(tmp_path / "relations_per_head.csv", newline="") as file:
+        assert int(next(csv.DictReader(file))["heads"]) == unrelated
+
+
+def test_threshold_and_suppression_reach_the_category_map(scored, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(figures, "category_map", lambda *_, **how: asked.append(how) or ())
+    monkeypatch.setattr(figures, "relation_heat_map", lambda *_, **how: ())
+    plain = dataclasses.replace(config(tmp_path), analyses=("relation_scores",))
+    for threshold, count_suppression in EXPECTED:
+        how = {"threshold": threshold, "count_suppression": count_suppression}
+        draw_figures(scored, dataclasses.replace(plain, **how))
+        assert asked[-1] == how | {"origin": "lower"}
+
+
+def test_gradients_are_compared_with_ablation_of_their_own_relation_metric_and_model():
+    """Every pair of grids has an agreement of its own; each row must be that of its own pair."""
+    rng = np.random.default_rng(0)
+    grids, expected = [], []
+    for model in ("M", "N"):
+        for relation in ("copying", "capitals"):
+            for metric in ("logprob", "logit_diff"):
+                exact = rng.normal(size=(L, H))
+                estimate = exact + rng.uniform(0, 3) * rng.normal(size=(L, H))
+                names = {"relation": relation, "metric": metric, "model": model}
+                grids += [
+                    grid(exact, kind=f"ablation_{metric}", **names),
+                    grid(estimate, kind=f"gradient_{metric}", **names),
+                ]
+                found = agreement(np.float32(exact), np.float32(estimate))
+                missed = " ".join(map(str, found.missed))
+                expected.append((model, relation, metric, found.spearman, found.n_top, missed))
+    grids += [grid(rng.normal(size=(L, H)), "copying", "ablation_accuracy", metric="accuracy")]
+    order = [int(i) for i in rng.permutation(len(grids))]
+    rows = gradient_agreements(GridSet(tuple(grids[i] for i in order)))
+    assert sorted(rows) == sorted(expected)
+    assert len({row[3] for row in rows}) > 4
+
+
+def test_grids_of_key_value_groups_have_no_agreement():
+    pair = (
+        grid(np.ones((L, 1)), "copying", "ablation_logprob", metric="logprob"),
+        grid(np.ones((L, H)), "copying", "gradient_logprob", metric="logprob"),
+    )
+    assert gradient_agreements(GridSet(pair)) == []
