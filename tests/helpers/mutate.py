@@ -1,0 +1,201 @@
+"""Puts small faults into the source, one at a time, and says which of them a test notices. Run by hand:
+
+    nice python -m tests.helpers.mutate --n 100 --seed 0
+    nice python -m tests.helpers.mutate --n 20 --files 'headjax/scores.py' 'kernels/**' --list
+
+A fault changes what a user gets: a comparison or a sign turned, a number or a default changed, an entry of a
+table or a part of a key left out, arguments or axes swapped, a check skipped, a config's field ignored, a
+published number or a relation's word changed. Faults are drawn by kind, so that no kind hides another. The
+tree is copied once; the checkout is never touched. A test counts only if it passes without the fault.
+
+Why not mutmut or cosmic-ray: mutmut 3 changes function bodies alone, so that tables, defaults of dataclasses
+and published data, where most unnoticed faults were, would stay as they are, and it needs the whole suite
+under its own tracing first. cosmic-ray runs the one given test command for every fault, which with this suite
+is hours for a hundred. Here the tests named after a file run first, then those that import it, then those
+that reach it through other modules, each only if the fault got past the one before.
+"""
+
+import argparse
+import ast
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from functools import cache
+from pathlib import Path
+
+from tests.helpers.faults import Fault, draw_faults
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = ("headjax/**/*", "kernels/**/*", "checkpoints_convert/**/*", "experiments/**/*")
+FAILED, INTERRUPTED = 1, 2  # pytest's exit statuses; it is interrupted where a module cannot be imported
+
+
+# --- the tests of a file --------------------------------------------------------------------------------
+
+
+def module_of(file: str) -> str:
+    """`headjax/scores.py` -> `headjax.scores`; data belong to the nearest package they lie in."""
+    path = Path(file)
+    if path.suffix != ".py":
+        path = next(folder for folder in path.parents if (ROOT / folder / "__init__.py").is_file())
+    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+
+
+@cache
+def imports() -> dict[str, set[str]]:
+    """Module -> the modules of ours that it names in an import."""
+    files = [path for top in SOURCES for path in ROOT.glob(top) if path.suffix == ".py"]
+    files += (ROOT / "tests").glob("*.py")
+    texts = {module_of(path.relative_to(ROOT).as_posix()): path.read_text("utf-8") for path in files}
+    named = {}
+    for module, text in texts.items():
+        found = set()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+            elif isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+        named[module] = found & set(texts)
+    return named
+
+
+@cache
+def choose_tests(file: str) -> tuple[tuple[str, ...], ...]:
+    """The test files of a source file, nearest first: named after it, importing it, reaching it."""
+    module = module_of(file)
+    words = set(module.split(".")[1:]) or {module}
+    reach, steps = {module}, []
+    while more := {name for name, used in imports().items() if used & reach} - reach:
+        reach |= more
+        steps.append({name for name in more if name.startswith("tests.test_")})
+    named = {name for name in imports() if name.removeprefix("tests.test_") in words}
+    order = [named, steps[0] if steps else set(), set().union(*steps)]
+    seen: set[str] = set()
+    stages = []
+    for step in order:
+        stages.append(tuple(sorted(f"tests/{name.split('.')[1]}.py" for name in step - seen)))
+        seen |= step
+    return tuple(stage for stage in stages if stage)
+
+
+# --- running them ---------------------------------------------------------------------------------------
+
+
+class Tree:
+    """A copy of the checkout in which one file at a time is changed."""
+
+    def __init__(self, folder: Path, limit: float):
+        self.root, self.limit = folder / "tree", limit
+        listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        for name in subprocess.check_output(listed, cwd=ROOT, text=True).split("\0"):
+            if (ROOT / name).is_file():
+                (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(ROOT / name, self.root / name)
+        if (ROOT.parent / "shared").is_dir():  # where the tests look for real data
+            (folder / "shared").symlink_to(ROOT.parent / "shared")
+        self.written = time.time_ns()
+        self.sound: dict[str, bool] = {}  # test -> whether it passes without a fault
+
+    def write(self, file: str, content: bytes) -> None:
+        """Writes a file with a time of its own: bytecode is told by whole seconds and size alone."""
+        self.written += 2_000_000_000
+        (self.root / file).write_bytes(content)
+        os.utime(self.root / file, ns=(self.written, self.written))
+
+    def failing(self, tests: tuple[str, ...], deselect: tuple[str, ...] = ()) -> str | None:
+        """The first test that fails, "time limit", or None."""
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-n",
+            "0",
+            "-p",
+            "no:cacheprovider",
+            "--tb=no",
+            "-rfE",
+        ]
+        command += [*tests, *(f"--deselect={test}" for test in deselect)]
+        defaults = {
+            "JAX_COMPILATION_CACHE_DIR": str(Path(tempfile.gettempdir()) / "headjax-mutate-cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
+        # In a session of its own, so that what a test started ends with it.
+        with subprocess.Popen(
+            command,
+            cwd=self.root,
+            env=defaults | os.environ,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        ) as process:
+            try:
+                output, _ = process.communicate(timeout=self.limit)
+            except subprocess.TimeoutExpired:
+                os.killpg(process.pid, signal.SIGKILL)
+                return "time limit"
+        found = re.search(r"^(?:FAILED|ERROR) ([^\s:]+(?:::\S+)?)", output, re.MULTILINE)
+        if process.returncode in (FAILED, INTERRUPTED) and found:
+            return found[1]
+        return None if process.returncode in (0, 5) else f"pytest ended with {process.returncode}"
+
+    def notices(self, fault: Fault, widest: int) -> str | None:
+        """The test that fails with the fault and passes without it; None where there is none."""
+        original = (ROOT / fault.file).read_bytes()
+        changed = original[: fault.start] + fault.text.encode() + original[fault.end :]
+        for stage in choose_tests(fault.file)[:widest]:
+            while True:
+                unsound = tuple(test for test, passes in self.sound.items() if not passes)
+                self.write(fault.file, changed)
+                test = self.failing(stage, unsound)
+                self.write(fault.file, original)
+                if test and test not in self.sound and test.startswith("tests/"):
+                    self.sound[test] = self.failing((test,)) is None
+                if not test or self.sound.get(test, True):
+                    break
+            if test:
+                return test
+        return None
+
+
+def main() -> None:
+    """Draws faults, runs the tests on each and prints what became of it."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--n", type=int, default=100, help="faults to draw")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--files", nargs="+", default=SOURCES, help="globs of source files")
+    parser.add_argument("--only", type=int, nargs="+", help="numbers of the faults to run again")
+    parser.add_argument("--list", action="store_true", help="print the faults and run nothing")
+    parser.add_argument(
+        "--widest", type=int, default=3, help="1: tests of that name; 2: importing; 3: reaching"
+    )
+    parser.add_argument("--limit", type=float, default=600, help="seconds for the tests of one step")
+    arguments = parser.parse_args()
+    faults = dict(enumerate(draw_faults(ROOT, arguments.files, arguments.n, arguments.seed)))
+    if arguments.only:
+        faults = {number: faults[number] for number in arguments.only}
+    if arguments.list:
+        for number, fault in faults.items():
+            print(f"{number:3}  {fault}")
+        return
+    survivors = []
+    with tempfile.TemporaryDirectory(prefix="headjax-mutate-") as folder:
+        tree = Tree(Path(folder), arguments.limit)
+        for number, fault in faults.items():
+            begun = time.monotonic()
+            noticed = tree.notices(fault, arguments.widest)
+            survivors += [] if noticed else [f"{number:3}  {fault}"]
+            verdict = f"noticed by {noticed}" if noticed else "SURVIVED"
+            print(f"{number:3}  {fault}\n     {verdict} ({time.monotonic() - begun:.0f} s)", flush=True)
+    print(f"{len(faults) - len(survivors)} of {len(faults)} noticed; survived:", *survivors, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
