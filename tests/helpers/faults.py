@@ -150,21 +150,22 @@ def python_faults(file: str, source: bytes) -> Iterator[Fault]:
 
 
 def data_faults(file: str, source: bytes) -> Iterator[Fault]:
-    """Every number of a table changed in its last digit, and every two neighbouring words swapped."""
-    offset = 0
-
-    def data_fault(kind: str, match: re.Match[bytes], changed: bytes) -> Fault:
-        start, end = offset + match.start(), offset + match.end()
-        return Fault(kind, file, number, start, end, match[0].decode(), changed.decode())
-
+    """Every number of a table changed in its last digit, and the words of every pair swapped."""
+    begin = 0
     for number, line in enumerate(source.splitlines(keepends=True), start=1):
-        if not line.startswith(b"#"):
-            for match in re.finditer(rb"(?<![\w.-])-?\d+(\.\d+)?(?![\w.])|-?\d\.?\d*(?=e-)", line):
-                changed = match[0][:-1] + b"%d" % ((match[0][-1] - 47) % 10)
-                yield data_fault("published number", match, changed)
-            for match in re.finditer(rb'\["([^"]+)", "([^"]+)"\]', line):
-                yield data_fault("words swapped", match, b'["%s", "%s"]' % (match[2], match[1]))
-        offset += len(line)
+        found = [] if line.startswith(b"#") else [*data_changes(line)]
+        for kind, match, changed in found:
+            span = (begin + match.start(), begin + match.end())
+            yield Fault(kind, file, number, *span, match[0].decode(), changed.decode())
+        begin += len(line)
+
+
+def data_changes(line: bytes) -> Iterator[tuple[str, re.Match[bytes], bytes]]:
+    """Faults in a line of data: kind, the part that is replaced, its new text."""
+    for match in re.finditer(rb"(?<![\w.-])-?\d+(\.\d+)?(?![\w.])|-?\d\.?\d*(?=e-)", line):
+        yield "published number", match, match[0][:-1] + b"%d" % ((match[0][-1] - 47) % 10)
+    for match in re.finditer(rb'\["([^"]+)", "([^"]+)"\]', line):
+        yield "words swapped", match, b'["%s", "%s"]' % (match[2], match[1])
 
 
 def draw_faults(root: Path, patterns: Sequence[str], n: int, seed: int) -> list[Fault]:

@@ -32,6 +32,8 @@ from tests.helpers.faults import Fault, draw_faults
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("headjax/**/*", "kernels/**/*", "checkpoints_convert/**/*", "experiments/**/*")
+UNDECIDED = "UNDECIDED: time limit"  # a hang, or only a slow machine: run it again with --only and --limit
+PYTEST = (sys.executable, "-m", "pytest", "-x", "-n", "0", "-p", "no:cacheprovider", "--tb=no", "-rfE")
 FAILED, INTERRUPTED = 1, 2  # pytest's exit statuses; it is interrupted where a module cannot be imported
 
 
@@ -66,21 +68,15 @@ def imports() -> dict[str, set[str]]:
 
 @cache
 def choose_tests(file: str) -> tuple[tuple[str, ...], ...]:
-    """The test files of a source file, nearest first: named after it, importing it, reaching it."""
+    """The test files of a source file, nearest first: named after it, importing it, and so on outwards."""
     module = module_of(file)
-    words = set(module.split(".")[1:]) or {module}
-    reach, steps = {module}, []
+    found = [{name for name in imports() if any(f"_{word}_" in f"{name}_" for word in module.split(".")[1:])}]
+    reach = {module}
     while more := {name for name, used in imports().items() if used & reach} - reach:
         reach |= more
-        steps.append({name for name in more if name.startswith("tests.test_")})
-    named = {name for name in imports() if name.removeprefix("tests.test_") in words}
-    order = [named, steps[0] if steps else set(), set().union(*steps)]
-    seen: set[str] = set()
-    stages = []
-    for step in order:
-        stages.append(tuple(sorted(f"tests/{name.split('.')[1]}.py" for name in step - seen)))
-        seen |= step
-    return tuple(stage for stage in stages if stage)
+        found.append(more - set().union(*found))
+    levels = [sorted(name for name in level if name.startswith("tests.test_")) for level in found]
+    return tuple(tuple(f"tests/{name.split('.')[1]}.py" for name in level) for level in levels if level)
 
 
 # --- running them ---------------------------------------------------------------------------------------
@@ -107,21 +103,9 @@ class Tree:
         (self.root / file).write_bytes(content)
         os.utime(self.root / file, ns=(self.written, self.written))
 
-    def failing(self, tests: tuple[str, ...], deselect: tuple[str, ...] = ()) -> str | None:
-        """The first test that fails, "time limit", or None."""
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-x",
-            "-n",
-            "0",
-            "-p",
-            "no:cacheprovider",
-            "--tb=no",
-            "-rfE",
-        ]
-        command += [*tests, *(f"--deselect={test}" for test in deselect)]
+    def failing(self, tests: tuple[str, ...], *options: str) -> str | None:
+        """The first test that fails; UNDECIDED after the time limit; None where all pass."""
+        command = [*PYTEST, *options, *tests]
         defaults = {
             "JAX_COMPILATION_CACHE_DIR": str(Path(tempfile.gettempdir()) / "headjax-mutate-cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -140,21 +124,23 @@ class Tree:
                 output, _ = process.communicate(timeout=self.limit)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
-                return "time limit"
-        found = re.search(r"^(?:FAILED|ERROR) ([^\s:]+(?:::\S+)?)", output, re.MULTILINE)
+                return UNDECIDED
+        found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, re.MULTILINE)
         if process.returncode in (FAILED, INTERRUPTED) and found:
             return found[1]
         return None if process.returncode in (0, 5) else f"pytest ended with {process.returncode}"
 
     def notices(self, fault: Fault, widest: int) -> str | None:
         """The test that fails with the fault and passes without it; None where there is none."""
-        original = (ROOT / fault.file).read_bytes()
+        original = (self.root / fault.file).read_bytes()
         changed = original[: fault.start] + fault.text.encode() + original[fault.end :]
-        for stage in choose_tests(fault.file)[:widest]:
+        levels = choose_tests(fault.file)[:widest]
+        stages = [(level, "not slow") for level in levels] + [(sum(levels, ()), "slow")]
+        for tests, marked in stages if levels else ():
             while True:
-                unsound = tuple(test for test, passes in self.sound.items() if not passes)
+                unsound = [f"--deselect={test}" for test, passes in self.sound.items() if not passes]
                 self.write(fault.file, changed)
-                test = self.failing(stage, unsound)
+                test = self.failing(tests, "-m", marked, *unsound)
                 self.write(fault.file, original)
                 if test and test not in self.sound and test.startswith("tests/"):
                     self.sound[test] = self.failing((test,)) is None
@@ -174,7 +160,7 @@ def main() -> None:
     parser.add_argument("--only", type=int, nargs="+", help="numbers of the faults to run again")
     parser.add_argument("--list", action="store_true", help="print the faults and run nothing")
     parser.add_argument(
-        "--widest", type=int, default=3, help="1: tests of that name; 2: importing; 3: reaching"
+        "--widest", type=int, default=9, help="1: tests of that name; 2: importing; 3: reaching"
     )
     parser.add_argument("--limit", type=float, default=600, help="seconds for the tests of one step")
     arguments = parser.parse_args()
@@ -191,10 +177,12 @@ def main() -> None:
         for number, fault in faults.items():
             begun = time.monotonic()
             noticed = tree.notices(fault, arguments.widest)
-            survivors += [] if noticed else [f"{number:3}  {fault}"]
-            verdict = f"noticed by {noticed}" if noticed else "SURVIVED"
+            verdict = f"noticed by {noticed}"
+            if noticed in (None, UNDECIDED):
+                verdict = noticed or "SURVIVED"
+                survivors.append(f"{number:3}  {fault}  {verdict}")
             print(f"{number:3}  {fault}\n     {verdict} ({time.monotonic() - begun:.0f} s)", flush=True)
-    print(f"{len(faults) - len(survivors)} of {len(faults)} noticed; survived:", *survivors, sep="\n")
+    print(f"{len(faults) - len(survivors)} of {len(faults)} noticed; the others:", *survivors, sep="\n")
 
 
 if __name__ == "__main__":
