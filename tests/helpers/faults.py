@@ -32,6 +32,7 @@ class Fault:
 # --- the kinds of faults: node -> (kind, the part that is replaced, its new text) ------------------------
 
 Change = tuple[str, ast.AST, str]
+SIZES = {2**power for power in range(4, 40)}  # of tiles and batches, which change no result
 COMPARE = {
     **{ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "=="},
     **{ast.In: "not in", ast.NotIn: "in", ast.Is: "is not", ast.IsNot: "is"},
@@ -57,7 +58,7 @@ def expression_changes(node: ast.AST) -> Iterator[Change]:
             yield "arithmetic", node, f"({ast.unparse(left)} {ARITHMETIC[type(op)]} {ast.unparse(right)})"
         case ast.Constant(value=bool(value)):
             yield "constant", node, str(not value)
-        case ast.Constant(value=int() | float() as value):
+        case ast.Constant(value=int() | float() as value) if value not in SIZES:
             yield "constant", node, str(value + 1) if isinstance(value, int) else repr(value * 1.5)
         case ast.Constant(value=str(value)) if "->" in value:
             for pattern in (r"(.*->)(\w)(\w)(\w*)", r"(\w*)(\w)(\w)(,.*->.*)"):  # result, first operand
@@ -84,7 +85,7 @@ def swappable(call: ast.Call) -> bool:
     return alike and ast.unparse(call.func).split(".")[-1] not in EITHER_WAY
 
 
-def call_changes(node: ast.AST, defaults: dict[str, object]) -> Iterator[Change]:
+def call_changes(node: ast.AST, defaults: dict[str, str]) -> Iterator[Change]:
     """Faults in calls, checks and fields."""
     match node:
         case ast.Call(args=[ast.AST() as first, ast.AST() as second, *_]) if swappable(node):
@@ -100,7 +101,7 @@ def call_changes(node: ast.AST, defaults: dict[str, object]) -> Iterator[Change]
             yield "condition", test, f"(not ({ast.unparse(test)}))"
         case ast.Attribute(value=base, attr=field, ctx=ast.Load()) if field in defaults:
             if re.fullmatch(r"(self\.|subject\.)?(run|config)", ast.unparse(base)):
-                yield "field ignored", node, repr(defaults[field])
+                yield "field ignored", node, defaults[field]
 
 
 def table_changes(node: ast.AST) -> Iterator[Change]:
@@ -113,12 +114,12 @@ def table_changes(node: ast.AST) -> Iterator[Change]:
 
 
 @cache
-def config_defaults() -> dict[str, object]:
-    """The fields of a run's config that have a default."""
-    from experiments.config import RunConfig
-
-    fields = dataclasses.fields(RunConfig)
-    return {field.name: field.default for field in fields if field.default is not dataclasses.MISSING}
+def config_defaults() -> dict[str, str]:
+    """The fields of a run's config that have a default, with its text."""
+    module = ast.parse((Path(__file__).parents[2] / "experiments" / "config.py").read_text("utf-8"))
+    (config,) = [node for node in module.body if getattr(node, "name", "") == "RunConfig"]
+    fields = [node for node in config.body if isinstance(node, ast.AnnAssign) and node.value]
+    return {field.target.id: ast.unparse(field.value) for field in fields}
 
 
 def python_faults(file: str, source: bytes) -> Iterator[Fault]:

@@ -17,6 +17,7 @@ that reach it through other modules, each only if the fault got past the one bef
 
 import argparse
 import ast
+import multiprocessing
 import os
 import re
 import shutil
@@ -26,15 +27,36 @@ import sys
 import tempfile
 import time
 from functools import cache
+from importlib import import_module
 from pathlib import Path
+from typing import IO
+
+import pytest
 
 from tests.helpers.faults import Fault, draw_faults
 
 ROOT = Path(__file__).resolve().parents[2]
+IMPORTED = ("-W", "ignore::pytest.PytestAssertRewriteWarning")  # plugins are, before pytest starts
+FORK = multiprocessing.get_context("fork")
+# What the tests import and no fault touches: read once here, so that a forked process starts at once.
+LIBRARIES = (
+    "jax",
+    "flax.nnx",
+    "orbax.checkpoint",
+    "matplotlib.pyplot",
+    "scipy.stats",
+    "transformers",
+    "torch",
+)
 SOURCES = ("headjax/**/*", "kernels/**/*", "checkpoints_convert/**/*", "experiments/**/*")
 UNDECIDED = "UNDECIDED: time limit"  # a hang, or only a slow machine: run it again with --only and --limit
-PYTEST = (sys.executable, "-m", "pytest", "-x", "-n", "0", "-p", "no:cacheprovider", "--tb=no", "-rfE")
-FAILED, INTERRUPTED = 1, 2  # pytest's exit statuses; it is interrupted where a module cannot be imported
+PYTEST = ("-x", "-n", "0", "-p", "no:cacheprovider", "--tb=no", "-rfE", *IMPORTED)
+PASSED, FAILED, INTERRUPTED, NOTHING = (
+    0,
+    1,
+    2,
+    5,
+)  # pytest's exit statuses; it is interrupted where a module cannot be imported
 
 
 # --- the tests of a file --------------------------------------------------------------------------------
@@ -68,16 +90,30 @@ def imports() -> dict[str, set[str]]:
 
 @cache
 def choose_tests(file: str) -> tuple[tuple[str, ...], ...]:
-    """The test files of a source file, nearest first: named after it, importing it, and so on outwards."""
+    """The test files of a source file, nearest first: named after it, importing it, and so on outwards.
+
+    Of equally near ones those come first that need least of the packages.
+    """
     module = module_of(file)
-    words = set(module.split(".")[1:]) - {"sweeps"}  # a folder that tests of whole runs are named after
-    found = [{name for name in imports() if any(f"_{word}_" in f"{name}_" for word in words)}]
+    words = set(module.split(".")[1:])
+    found = [{name for name in imports() if name.removeprefix("tests.test_") in words}]
     reach = {module}
     while more := {name for name, used in imports().items() if used & reach} - reach:
         reach |= more
         found.append(more - set().union(*found))
-    levels = [sorted(name for name in level if name.startswith("tests.test_")) for level in found]
-    return tuple(tuple(f"tests/{name.split('.')[1]}.py" for name in level) for level in levels if level)
+    levels = [sorted(level, key=lambda name: (len(needs(name)), name)) for level in found]
+    files = [[f"tests/{name.split('.')[1]}.py" for name in level if ".test_" in name] for level in levels]
+    return tuple(tuple(level) for level in files if level)
+
+
+@cache
+def needs(module: str) -> set[str]:
+    """The modules of ours that a module imports, and those that they import."""
+    reach, new = set(), {module}
+    while new:
+        reach |= new
+        new = set().union(*(imports()[name] for name in new)) - reach
+    return reach
 
 
 # --- running them ---------------------------------------------------------------------------------------
@@ -106,30 +142,33 @@ class Tree:
 
     def failing(self, tests: tuple[str, ...], *options: str) -> str | None:
         """The first test that fails; UNDECIDED after the time limit; None where all pass."""
-        command = [*PYTEST, *options, *tests]
-        defaults = {
-            "JAX_COMPILATION_CACHE_DIR": str(Path(tempfile.gettempdir()) / "headjax-mutate-cache"),
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        }
-        # In a session of its own, so that what a test started ends with it.
-        with subprocess.Popen(
-            command,
-            cwd=self.root,
-            env=defaults | os.environ,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        ) as process:
-            try:
-                output, _ = process.communicate(timeout=self.limit)
-            except subprocess.TimeoutExpired:
+        with tempfile.TemporaryFile("w+") as output:
+            process = FORK.Process(target=self.run_pytest, args=([*PYTEST, *options, *tests], output))
+            process.start()
+            process.join(self.limit)
+            if process.is_alive():
                 os.killpg(process.pid, signal.SIGKILL)
+                process.join()
                 return UNDECIDED
-        found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, re.MULTILINE)
-        if process.returncode in (FAILED, INTERRUPTED) and found:
-            return found[1]
-        return None if process.returncode in (0, 5) else f"pytest ended with {process.returncode}"
+            output.seek(0)
+            text = output.read()
+        found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", text, re.MULTILINE)
+        if process.exitcode in (PASSED, NOTHING):
+            return None
+        if not found:
+            raise RuntimeError(f"pytest ended with {process.exitcode}:\n{text[-3000:]}")
+        return found[1]
+
+    def run_pytest(self, arguments: list[str], output: IO[str]) -> None:
+        """In a process of its own, and a group of its own, so that what a test started ends with it."""
+        os.setsid()
+        for stream in (1, 2):
+            os.dup2(output.fileno(), stream)
+        os.chdir(self.root)
+        sys.path = [str(self.root), *(path for path in sys.path if Path(path or ".").resolve() != ROOT)]
+        for name in [name for name in sys.modules if name.split(".")[0] == "tests"]:
+            del sys.modules[name]  # the checkout's; the tree has its own
+        os._exit(pytest.main(arguments))
 
     def notices(self, fault: Fault, widest: int) -> str | None:
         """The test that fails with the fault and passes without it; None where there is none."""
@@ -172,6 +211,10 @@ def main() -> None:
         for number, fault in faults.items():
             print(f"{number:3}  {fault}")
         return
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/headjax-mutate-cache")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    for library in LIBRARIES:
+        import_module(library)
     survivors = []
     with tempfile.TemporaryDirectory(prefix="headjax-mutate-") as folder:
         tree = Tree(Path(folder), arguments.limit)
