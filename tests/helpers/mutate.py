@@ -95,8 +95,8 @@ def choose_tests(file: str) -> tuple[tuple[str, ...], ...]:
     Of equally near ones those come first that need least of the packages.
     """
     module = module_of(file)
-    words = set(module.split(".")[1:])
-    found = [{name for name in imports() if name.removeprefix("tests.test_") in words}]
+    words = set(re.split(r"[._]", module)[1:])
+    found = [{name for name in imports() if set(name.removeprefix("tests.test_").split("_")) <= words}]
     reach = {module}
     while more := {name for name, used in imports().items() if used & reach} - reach:
         reach |= more
