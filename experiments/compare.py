@@ -39,7 +39,7 @@ TOLERANCES: dict[str, dict[str, tuple[float, float]]] = {
     "maps_causal": dict.fromkeys(
         ("base", "relation_removed", "random_removed", "control_base", "control_removed"), (0.15, 0.25)
     ),
-    # 61 names: a share of 0.95 has a standard error of 0.03.
+    # 60 names: a share of 0.95 has a standard error of 0.03.
     "ioi_copy_scores": dict.fromkeys(("least_circuit_head", "mean_circuit_head", "mean_head"), (0.05, 0.05)),
     # Means over about 100 prompts of other wording: the order of heads, 1 being the same order.
     DIRECT_EFFECTS: {"rank_correlation": (0.3, 0.3)},

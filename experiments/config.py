@@ -46,9 +46,9 @@ class RunConfig:
       relations: ids of the relations; empty means all there are.
       relations_dir: a directory of the user's own relations, in place of the built-in ones.
       analyses: what to compute, of `ANALYSES`.
-      top_k: rank within which a relation's target counts as a hit; None: the family's default.
+      top_k: rank within which a relation's target counts as a hit; None: as published for the model.
       top_k_copying: the same for copying and name copying.
-      first_mlp: whether sources pass through the first block's MLP; None: the family's default.
+      first_mlp: whether sources pass through the first block's MLP; None: as published for the model.
       threshold: a head implements a relation above this score.
       count_suppression: whether implementing a relation by suppression gives a head its category.
       min_pairs: relations with fewer single-token pairs are skipped.

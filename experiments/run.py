@@ -205,6 +205,7 @@ def describe(config: RunConfig, subjects: Sequence[Subject], stages: Stages) -> 
                 "name": subject.display_name,
                 "config": dataclasses.asdict(subject.config),
                 "source": subject.provenance,
+                "hit_rule": subject.rule._asdict(),
                 "relations": {pairs.relation.id: len(pairs.words) for pairs in subject.pairs},
                 "skipped": {relation.id: reason for relation, reason in subject.skipped},
                 "dropped": dropped_pairs(subject),

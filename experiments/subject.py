@@ -132,7 +132,7 @@ class Subject:
     def rule(self) -> HitRule:
         """The published rule of what counts as a hit, with what the config says differently."""
         fields = {name: getattr(self.run, name) for name in HitRule._fields}
-        rule = published_rule(self.config)
+        rule = published_rule(self.display_name)
         return rule._replace(**{name: value for name, value in fields.items() if value is not None})
 
     @cached_property

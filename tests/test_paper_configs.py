@@ -1,5 +1,6 @@
 """The configs of papers: one for every published model and experiment, each saying what it takes."""
 
+import dataclasses
 import importlib
 import re
 from pathlib import Path
@@ -18,6 +19,77 @@ FILES = {file.stem: file for file in sorted(FOLDER.glob("*.py")) if file.stem !=
 SECONDS = {"seconds": 1, "minutes": 60, "hours": 3600}
 
 
+# What each config asks for, a second time, field by field; what is not here has its default
+# (`test_defaults`). Elhelo & Geva 2024: GPT-2 xl, Pythia 6.9B and 12B, Llama-3.1 8B and 70B; section 4.1
+# scores and correlations; section 4.2 the causal experiment; sources of several tokens in one template. Head
+# 26.2 of GPT-2 xl is its example of salient operations. Wang et al. 2022: copy scores of the circuit's heads.
+CAUSAL = {
+    *("adj_to_comparative", "copying", "country_to_capital", "country_to_language", "english_to_spanish"),
+    *("name_copying", "noun_to_pronoun", "object_to_superclass", "product_to_company", "verb_to_past_tense"),
+    *("word_to_first_letter", "word_to_last_letter", "year_to_following"),
+}
+MULTI_TOKEN = {
+    *("copying", "country_to_capital", "country_to_language", "name_copying", "noun_to_pronoun"),
+    *("object_to_superclass", "word_to_first_letter", "word_to_last_letter", "word_to_synonym"),
+    *("work_to_location", "year_to_following"),
+}
+KINDS = {
+    "correlations": {
+        "analyses": ("relation_scores", "dynamic_scores", "universality"),
+        "compare": ("maps_scores", "maps_correlations"),
+        "latex": True,
+    },
+    "causal": {
+        "relations": CAUSAL,
+        "analyses": ("relation_scores", "ablation_curves"),
+        "n_prompts": 100,
+        "compare": ("maps_causal",),
+    },
+    "multi_token": {
+        "relations": MULTI_TOKEN,
+        "analyses": ("relation_scores", "dynamic_scores"),
+        "templates": ("This is a document about <X>",),
+        "multi_token": True,
+        "compare": ("maps_multi_token",),
+    },
+}
+IOI = {"relations": {"name_copying"}, "prompts": "ioi", "n_prompts": 100}
+EXPECTED = {
+    **{
+        f"{kind}_{re.sub('[-.]', '_', model)}": {**KINDS[kind], "model": model}
+        for kind, models in {
+            "correlations": ("gpt2-xl", "pythia-6.9b", "pythia-12b", "llama-3.1-8b", "llama-3.1-70b"),
+            "causal": ("gpt2-xl", "pythia-6.9b", "pythia-12b", "llama-3.1-8b"),
+            "multi_token": ("gpt2-xl", "pythia-6.9b", "pythia-12b"),
+        }.items()
+        for model in models
+    },
+    "ioi_copy_scores_gpt2": {
+        **IOI,
+        "model": "gpt2",
+        "analyses": ("relation_scores", "copy_score", "logit_attribution"),
+        "circuits": ("ioi",),
+        "compare": ("ioi_copy_scores", "ioi_direct_effects"),
+    },
+    "ioi_direct_effects": {
+        **IOI,
+        "model": "gpt2-medium",
+        "analyses": ("relation_scores", "logit_attribution"),
+        "compare": ("ioi_direct_effects",),
+    },
+    "salient_operations_gpt2_xl": {
+        "model": "gpt2-xl",
+        "relations": {"copying"},
+        "analyses": ("salient_operations",),
+        "salient_heads": ("L26H2",),
+    },
+    "universality": {
+        "model": ("gpt2-xl", "phi-2", "pythia-12b", "llama-3.1-8b", "llama-3.1-70b"),
+        "analyses": ("relation_scores", "universality"),
+    },
+}
+
+
 def load(name: str) -> RunConfig:
     return load_config(str(FILES[name]), {})
 
@@ -25,6 +97,26 @@ def load(name: str) -> RunConfig:
 def docstring(name: str) -> str:
     """The words of a config's docstring, in one line."""
     return " ".join(importlib.import_module(f"experiments.configs.paper.{name}").__doc__.split())
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_config_asks_for_what_was_published(name: str):
+    config = load(name)
+    blank = RunConfig(model=config.model)
+    set_here = {
+        field.name: getattr(config, field.name)
+        for field in dataclasses.fields(RunConfig)
+        if field.name == "model" or getattr(config, field.name) != getattr(blank, field.name)
+    }
+    assert set_here.pop("out").startswith("out/paper/")
+    if "relations" in set_here:
+        assert len(set(set_here["relations"])) == len(set_here["relations"])
+        set_here["relations"] = set(set_here["relations"])
+    assert set_here == EXPECTED[name]
+
+
+def test_every_config_of_a_paper_is_expected():
+    assert set(FILES) == set(EXPECTED)
 
 
 @pytest.mark.parametrize("name", FILES)

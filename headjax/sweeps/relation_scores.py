@@ -10,6 +10,7 @@ layer are one compiled call, the same for every layer. On a mesh the heads are d
 of several layers at once where the heads of one do not divide evenly, and no device waits for another.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from itertools import islice
@@ -59,14 +60,23 @@ class HitRule(NamedTuple):
         return self.top_k_copying if relation in COPYING else self.top_k
 
 
-def published_rule(config: ModelConfig) -> HitRule:
-    """The rule that the published scores of this model were made with.
+# How a published model's name begins -> the rule of its published scores; the first that fits.
+PUBLISHED_RULES = (
+    (r"llama-3\.1-70b", HitRule(top_k=25, top_k_copying=3, first_mlp=False)),
+    (r"llama-3(\.\d)?", HitRule(top_k=25, top_k_copying=3, first_mlp=True)),
+    (r".*", HitRule(top_k=10, top_k_copying=1, first_mlp=True)),
+)
 
-    Llama 3 has larger k for its larger vocabulary; its 70B takes W_E[s] itself in every layer.
+
+def published_rule(model: str) -> HitRule:
+    """The rule that the published scores of a model were made with, by its alias, Hugging Face id or name.
+
+    Llama 3 has larger k for its larger vocabulary; 3.1's 70B takes W_E[s] itself in every layer. Every other
+    model has the first rule that was published, whatever its sizes: "meta-llama/Meta-Llama-3.1-8B",
+    "llama-3.1-8b" and "Llama-3.1 8B Instruct" are one of the former, a model called "my-model" is not.
     """
-    if config.family == "llama" and config.vocab_size >= 128_000:
-        return HitRule(top_k=25, top_k_copying=3, first_mlp=config.n_layers < 80)
-    return HitRule(top_k=10, top_k_copying=1, first_mlp=True)
+    name = model.lower().rstrip("/").split("/")[-1].replace(" ", "-").removeprefix("meta-")
+    return next(rule for start, rule in PUBLISHED_RULES if re.match(rf"({start})([-@]|$)", name))
 
 
 class Weights(NamedTuple):

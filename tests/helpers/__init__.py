@@ -1,0 +1,1 @@
+"""What several tests share, and tools that are run by hand."""
