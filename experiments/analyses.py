@@ -45,6 +45,7 @@ def relation_scores(subject: Subject, track: Track, remember: Remember) -> GridS
         precision=subject.run.precision,
         implementation=subject.run.implementation,
         seed=subject.run.seed,
+        vocab_size=subject.vocab_size,
         mesh=subject.mesh,
         track=lambda layers: track(layers, subject.config.n_layers, "relation scores"),
         remember=remember,
@@ -71,6 +72,7 @@ def dynamic_scores(subject: Subject, track: Track, remember: Remember) -> GridSe
         np.array([subject.rule.k(prompt.relation) for prompt in batch.prompts], np.int32),
         batch_size=subject.run.batch_size,
         seed=subject.run.seed,
+        vocab_size=subject.vocab_size,
         track=track,
     )
     return GridSet(
@@ -167,7 +169,7 @@ def gradient_attribution(subject: Subject, track: Track, remember: Remember) -> 
                     batch_size=run.batch_size,
                     track=track,
                     remember=remember,
-                ),
+                ).effects,
                 metric,
             )
         )
@@ -181,7 +183,7 @@ def attention_scores(subject: Subject, track: Track, remember: Remember) -> Grid
         subject.config,
         seed=run.seed,
         bos=tokenizer.bos_token_id if subject.task_batch.bos else None,
-        vocab_size=min(len(tokenizer), subject.config.vocab_size),
+        vocab_size=subject.vocab_size,
     )
     batch = subject.task_batch
     measured = {

@@ -17,6 +17,7 @@ from jax.typing import DTypeLike
 
 from headjax.checkpoint import is_converted, read_config, read_parameters, read_provenance
 from headjax.errors import InputError
+from headjax.inputs import check_settings
 from headjax.model import Transformer, build_model
 
 
@@ -248,8 +249,9 @@ def load_model(
       precision: of every matrix product; "highest" makes float32 mean float32 on every device.
       implementation: of the kernels (`kernels/<op>/api.py`); None: each op's default.
 
-    Raises InputError where there is no such model or its files do not fit.
+    Raises InputError where there is no such model or its files do not fit, and for unknown settings.
     """
+    check_settings(dtype, precision, implementation)
     directory = ensure_converted(name, checkpoint_dir, _convert_in_subprocess)
     config = read_config(directory)
     config = dataclasses.replace(config, precision=precision, implementation=implementation)

@@ -17,6 +17,7 @@ from headjax.prompts import PromptBatch
 from headjax.sweeps import variants
 from headjax.sweeps.batches import prompt_chunks
 from headjax.sweeps.head_ablation import head_ablation, single_gains
+from headjax.sweeps.prefill import prefill
 from headjax.sweeps.replacement import find_replacement
 from headjax.sweeps.variant_step import variant_step
 from headjax.sweeps.variants import choose_variant_batch, run_variants
@@ -217,9 +218,7 @@ def test_the_program_does_not_grow_with_the_depth():
         config = dataclasses.replace(GPT2, n_layers=n_layers)
         model = informative_model(config)
         prompts = random_prompts(53)
-        clean, _ = variants.clean_step(
-            model, prompts.tokens, prompts.mask, prompts.answers, None, positions="last"
-        )
+        clean = prefill(model, prompts.tokens, prompts.mask, keep="last")
         edit = variants.VariantEdit(single_gains(config, 5)[:5], np.zeros((n_layers, 1, 1, 1, 1), np.float32))
         step = variant_step.lower(model, clean, edit, np.int32(0), prompts.answers, None, positions="last")
         return step.as_text().count("\n")
@@ -304,7 +303,7 @@ def test_out_of_memory_is_answered_by_halving(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         result = head_ablation(model, prompts, variant_batch=12)
     assert_same_metrics(result.ablated, expected.ablated)
-    assert tried == [12, 6] + [3] * 5  # 15 heads
+    assert tried == [12, 6] + [3] * 6  # 15 heads and the clean run; 12 of them at once, then the other 4
     assert [record.getMessage() for record in caplog.records] == [
         "out of memory with 12 variants at a time; going on with 6",
         "out of memory with 6 variants at a time; going on with 3",
@@ -342,11 +341,12 @@ def test_progress_is_shown_for_every_batch():
 
     def track(items, total, label):
         for item in items:
-            seen.append((len(item), total, label))
+            seen.append((item, total, label))
             yield item
 
     head_ablation(
         informative_model(CONFIGS["gpt2"]), random_prompts(53), variant_batch=6, batch_size=4, track=track
     )
-    assert seen == [(n, 3, "head ablation (zero, last)") for n in (6, 6, 3)] * 2
+    places = [(0, 6), (6, 12), (12, 16)]  # of 15 heads and the clean run
+    assert seen == [(at, 3, "head ablation (zero, last)") for at in places] * 2
     assert len(prompt_chunks(7, 4)) == 2

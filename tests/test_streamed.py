@@ -134,14 +134,14 @@ def test_the_device_holds_two_layers_and_the_rows(monkeypatch):
     gc.collect()
     before = sum(array.nbytes for array in jax.live_arrays())
     seen = Counter()
-    decode = streamed._decode
+    decode = streamed._pass_layer
 
     def looking(*arguments):
         seen["most"] = max(seen["most"], sum(array.nbytes for array in jax.live_arrays()))
         seen["times"] += 1
         return decode(*arguments)
 
-    monkeypatch.setattr(streamed, "_decode", looking)
+    monkeypatch.setattr(streamed, "_pass_layer", looking)
     streamed.head_ablation(read, prompts, variant_batch=3)
     assert seen["times"] > config.n_layers
     assert seen["most"] - before < 2 * layer_bytes + outer_bytes + rows_bytes

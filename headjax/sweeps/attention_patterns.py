@@ -12,7 +12,7 @@ On random tokens written twice an induction score is what Olsson et al. call pre
 tokens lie strictly before the attending one.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from headjax.axes import Residual, TokenMask, Tokens
 from headjax.config import ModelConfig
 from headjax.errors import InputError
+from headjax.inputs import check_options, check_tokens
 from headjax.model import Block, Transformer, mask_positions
 from headjax.sweeps.batches import Remember, Track, compute_anew, map_prompts, untracked
 
@@ -72,18 +73,21 @@ def repeated_tokens(
 
 def attention_patterns(
     model: Transformer,
-    tokens: Int[np.ndarray, "B S"],
-    mask: Bool[np.ndarray, "B S"] | None = None,
+    tokens: Any,
+    mask: Any = None,
     *,
     batch_size: int = 16,
     track: Track = untracked,
     remember: Remember = compute_anew,
 ) -> AttentionPatterns:
-    """Scores on any tokens; False in `mask` is padding, which neither attends nor is attended to.
+    """Scores on any tokens [B S]; False in `mask` [B S] is padding, which neither attends nor is attended to.
 
-    Raises InputError for scores that are not finite.
+    Raises InputError as `check_tokens` does, and for scores that are not finite.
     """
-    mask = np.ones(tokens.shape, bool) if mask is None else mask
+    check_options(batch_size=batch_size)
+    tokens, mask = check_tokens(tokens, mask, model.config)
+    tokens = np.asarray(tokens)
+    mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask)
     attention, n_tokens = map_prompts(
         _attention_to_targets, model, (tokens, mask), batch_size, track, "attention patterns", remember
     )

@@ -21,6 +21,7 @@ from headjax.sweeps.batches import (
     Remember,
     Replacement,
     Track,
+    check_prompts,
     compute_anew,
     describe_rows,
     prompt_chunks,
@@ -81,6 +82,12 @@ def run_variants(
 
     Raises InputError for logits that are NaN, and where memory cannot hold a single variant.
     """
+    prompts = check_prompts(
+        prompts, model.config, positions=positions, batch_size=batch_size, variant_batch=variant_batch
+    )
+    if gain.ndim != 3 or gain.shape[1:] != (model.config.n_layers, model.config.n_heads):
+        L, H = model.config.n_layers, model.config.n_heads
+        raise InputError(f"gains must be [M L H] with L={L} and H={H}; got {list(gain.shape)}")
     gain = np.concatenate([np.ones((1, *gain.shape[1:]), np.float32), gain.astype(np.float32)])
     mesh, start = model_mesh(model), _start_layers(gain)
 
