@@ -1,7 +1,7 @@
 """HeadEdit: what is done to which heads at which positions."""
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax.numpy as jnp
 import numpy as np
@@ -34,7 +34,7 @@ class HeadEdit(NamedTuple):
         config: ModelConfig,
         heads: Iterable[Any],
         *,
-        n_positions: int,
+        n_positions: SupportsIndex,
         positions: str = "all",
         replacement: Any = None,
         dtype: DTypeLike = jnp.float32,

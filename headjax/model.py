@@ -7,7 +7,7 @@ that tracing and compiling cost the same at 4 layers as at 80. Modules are pytre
 
 from collections.abc import Mapping
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -258,7 +258,7 @@ class Transformer(nnx.Module):
         share = self.config.n_heads // self.config.n_kv_heads
         return jnp.repeat(jnp.moveaxis(weights, 2, 1), share, axis=1)
 
-    def OV(self, layer: int, head: int) -> Float[Array, "D D"]:
+    def OV(self, layer: SupportsIndex, head: SupportsIndex) -> Float[Array, "D D"]:
         """What a head writes for what it reads, as a row vector times ``W_V W_O``; float32, no biases.
 
         Raises InputError for a head that the model does not have.
@@ -267,7 +267,7 @@ class Transformer(nnx.Module):
         attn, share = self.blocks.attn, self.config.n_heads // self.config.n_kv_heads
         return self._product("dk,ke->de", attn.W_V[layer, :, head // share], attn.W_O[layer, head])
 
-    def QK(self, layer: int, head: int) -> Float[Array, "D D"]:
+    def QK(self, layer: SupportsIndex, head: SupportsIndex) -> Float[Array, "D D"]:
         """How a query (row) scores a key (column), ``W_Q W_K^T``; float32, no biases, not over sqrt(K).
 
         Where the model rotates queries and keys, this is the score of a position with itself: between two

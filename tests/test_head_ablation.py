@@ -118,6 +118,36 @@ def test_equals_one_forward_pass_for_each_head(family, ablation, mean_over, posi
     assert result.effect("accuracy").any()
 
 
+def deaf_model(family: str, dtype: str) -> Transformer:
+    """Whatever head 1 of any layer computes, its W_O makes nothing of it: to replace it changes nothing."""
+    parameters = model_parameters(informative_model(CONFIGS[family]))
+    parameters["blocks.attn.W_O"] = parameters["blocks.attn.W_O"].at[:, 1].set(0)
+    return build_model(CONFIGS[family], {name: value.astype(dtype) for name, value in parameters.items()})
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_changes_nothing_has_no_effect_to_the_last_bit(dtype: str, positions: str):
+    """Wherever a variant begins, in whatever batch: the clean run is a variant of the same program."""
+    model = deaf_model("llama", dtype)
+    prompts = prompts_for(model)
+    result = head_ablation(model, prompts, positions=positions, variant_batch=4)
+    for metric in METRICS:
+        np.testing.assert_array_equal(result.effect(metric)[:, 1], np.zeros((3, 7)))
+    assert (result.effect("logprob")[:, [0, 2, 3, 4, 5]] != 0).any(axis=(1, 2)).all()
+    assert_close(result.clean.logprob, slow_way(model, prompts, [], None, positions).logprob, dtype)
+
+    gain = np.ones((5, 3, 6), np.float32)
+    gain[1, :, 1], gain[2, 1:, 1], gain[3, 2, 1] = 0, 0.5, 0  # deaf heads of all layers, of later ones
+    zeros = find_replacement(model, prompts, "zero", positions=positions)
+    runs = run_variants(model, prompts, gain, zeros, positions=positions, variant_batch=2)
+    for clean, edited in zip(runs.clean, runs.edited, strict=True):
+        np.testing.assert_array_equal(edited, np.broadcast_to(clean, (5, 7)))
+
+
 ALL_POSITIONS = (*torch_oracle.FAMILIES, "gpt_neox-sequential")
 
 

@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import subprocess
 import time
@@ -301,6 +302,25 @@ def test_a_checkpoint_that_changes_under_a_sweep_is_named(static, tmp_path, monk
     with pytest.raises(InputError, match=r"/model must stay as it is while a run reads it; .* changed"):
         run(short, progress=False)
     assert not list((tmp_path / "out").iterdir())
+
+
+def test_weights_that_change_under_a_sweep_without_another_size_are_named(static, tmp_path, monkeypatch):
+    """A copy of half-trained weights over others: as many bytes, and no other file is touched."""
+    short, _ = static
+    shutil.copytree(short.model, tmp_path / "model")
+    short = dataclasses.replace(short, model=str(tmp_path / "model"), out=str(tmp_path / "out"))
+    score = experiments.run.ANALYSES["relation_scores"]
+    files = [file for file in (tmp_path / "model").rglob("*") if file.is_file()]
+    weights = max(files, key=lambda file: file.stat().st_size)
+
+    def score_and_write(*arguments):
+        grids = score(*arguments)
+        weights.write_bytes(weights.read_bytes()[::-1])
+        return grids
+
+    monkeypatch.setitem(experiments.run.ANALYSES, "relation_scores", score_and_write)
+    with pytest.raises(InputError, match=f"{re.escape(weights.name)} changed: start again"):
+        run(short, progress=False)
 
 
 # --- a full disk --------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ random other heads removed from the same prompts, and the same heads removed fro
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -56,7 +56,7 @@ def ablation_curves(
     rankings: Mapping[str, Float[Array | np.ndarray, "L H"]],
     *,
     ablation: str = "zero",
-    mean_over: Literal["prompts", "tokens"] = "prompts",
+    mean_over: str = "prompts",
     max_heads: int | None = None,
     n_random_draws: int = 5,
     n_controls: int = 5,

@@ -100,7 +100,7 @@ def replacement_spec(values: Float[Array | np.ndarray, " L #B #P #H #K"]) -> Par
     return PartitionSpec(None, DATA_AXIS) if values.shape[1] > 1 else PartitionSpec()
 
 
-def check_prompts(prompts: PromptBatch, config: ModelConfig, **options: Any) -> PromptBatch:
+def check_prompts(prompts: Any, config: ModelConfig, **options: Any) -> PromptBatch:
     """Prompts as numpy arrays that a sweep over this model can be given; `options` as in `check_options`.
 
     Raises InputError for tokens as `check_tokens` does, for padding that is not on the left, for answers,

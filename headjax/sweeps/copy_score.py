@@ -15,10 +15,10 @@ Which of the details the paper leaves open are chosen how:
 - A name is among the top 5 if fewer than 5 logits are strictly greater than its own.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -105,14 +105,14 @@ def checkpoint_weights(directory: Path, config: ModelConfig) -> CopyWeights:
 
 def copy_scores(
     weights: CopyWeights,
-    names: Sequence[int] | Int[np.ndarray, " N"],
+    names: Any,
     *,
     top_k: int = TOP_K,
     vocab_size: int | None = None,
     precision: str = "highest",
     track: Callable[[Iterable], Iterable] = iter,
 ) -> CopyScores:
-    """Plain and negative copy scores of every head, over names of one token each (their ids).
+    """Plain and negative copy scores of every head, over names of one token each: their ids [N].
 
     `vocab_size` is the tokenizer's: logits of the rows from there on, which no token has, are not counted.
     `track` wraps the layers as they are scored, e.g. a progress bar.

@@ -10,7 +10,7 @@ from the last position to the source alone, while all that comes before it in th
 Its z is then the source position's value vector, which the same forward pass has computed already.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,7 @@ class DynamicScores(NamedTuple):
 def dynamic_scores(
     model: Transformer,
     prompts: PromptBatch,
-    top_k: Int[np.ndarray, " B"],
+    top_k: Any,
     *,
     batch_size: int = 64,
     seed: int = 0,
@@ -64,7 +64,7 @@ def dynamic_scores(
 
     Args:
       prompts: the targets are their answers.
-      top_k: k of every prompt's relation.
+      top_k: [B], k of every prompt's relation.
       batch_size: prompts that are run at once.
       seed: of the tokens that hits are screened with; changes no result.
       vocab_size: the tokenizer's, as in `headjax.sweeps.relation_scores`; None: all rows are tokens.
@@ -82,7 +82,7 @@ def dynamic_scores(
     return share_of_hits(hits, finite, prompts)
 
 
-def check_sources(prompts: PromptBatch, top_k: Int[np.ndarray, " B"]) -> Int[np.ndarray, " B"]:
+def check_sources(prompts: PromptBatch, top_k: Any) -> Int[np.ndarray, " B"]:
     """The k of every prompt. Raises InputError for a prompt without a source, and for k below 1."""
     top_k = np.asarray(as_array(top_k, "top_k"))
     if top_k.shape != prompts.answers.shape or top_k.dtype.kind not in "iu" or (top_k < 1).any():

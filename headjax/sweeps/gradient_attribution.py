@@ -8,7 +8,7 @@ of Nanda 2023 with the ablation's replacement as the corrupted value.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,7 @@ def gradient_attribution(
     prompts: PromptBatch,
     *,
     metric: str = "logprob",
-    positions: Literal["last", "all"] = "last",
+    positions: str = "last",
     replacement: Replacement | None = None,
     batch_size: int = 16,
     track: Track = untracked,

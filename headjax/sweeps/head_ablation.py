@@ -4,7 +4,7 @@ A head is the slice of z *before* the output projection. Zeroing a slice of what
 ablation, because W_O mixes all heads into every coordinate.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -50,7 +50,7 @@ def head_ablation(
     *,
     ablation: str = "zero",
     positions: Positions = "last",
-    mean_over: Literal["prompts", "tokens"] = "prompts",
+    mean_over: str = "prompts",
     kv_groups: bool = False,
     batch_size: int = 64,
     variant_batch: int | None = None,

@@ -1,7 +1,6 @@
 """What takes the place of an ablated head's output: zeros, a mean, or another prompt's output."""
 
 from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +23,8 @@ def find_replacement(
     prompts: PromptBatch,
     ablation: str,
     *,
-    positions: Literal["last", "all"],
-    mean_over: Literal["prompts", "tokens"] = "prompts",
+    positions: str,
+    mean_over: str = "prompts",
     batch_size: int = 64,
     seed: int = 0,
 ) -> Replacement:

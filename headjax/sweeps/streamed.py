@@ -13,7 +13,7 @@ whole model; so are the arguments.
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -55,7 +55,7 @@ def head_ablation(
     *,
     ablation: str = "zero",
     positions: Positions = "last",
-    mean_over: Literal["prompts", "tokens"] = "prompts",
+    mean_over: str = "prompts",
     kv_groups: bool = False,
     batch_size: int = 64,
     variant_batch: int | None = None,
@@ -170,7 +170,7 @@ def _pass_layer(
 def dynamic_scores(
     model: LayeredModel,
     prompts: PromptBatch,
-    top_k: Int[np.ndarray, " B"],
+    top_k: Any,
     *,
     batch_size: int = 64,
     seed: int = 0,

@@ -19,7 +19,7 @@ enter there, go through the same program, and one that changes nothing gives the
 """
 
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ from headjax.model import Block, Transformer
 from headjax.sweeps.prefill import Prefill
 from kernels.variant_decode import variant_decode
 
-Positions = Literal["last", "all"]
+Positions = str  # "last" or "all": `headjax.inputs.check_options`
 TokenIds = Int[Array | np.ndarray, "B"]
 
 
