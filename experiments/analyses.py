@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from experiments.clean import clean_metrics, prompts_of_relations
+from experiments.clean import prompts_of_relations
 from experiments.path_analyses import path_patching
 from experiments.subject import Subject, make_grid, mean_grid
 from experiments.weight_analyses import copy_scores
@@ -46,6 +46,7 @@ def relation_scores(subject: Subject, track: Track, remember: Remember) -> GridS
         precision=subject.run.precision,
         implementation=subject.run.implementation,
         seed=subject.run.seed,
+        vocab_size=subject.vocab_size,
         mesh=subject.mesh,
         track=lambda layers: track(layers, subject.config.n_layers, "relation scores"),
         remember=remember,
@@ -72,6 +73,7 @@ def dynamic_scores(subject: Subject, track: Track, remember: Remember) -> GridSe
         np.array([subject.rule.k(prompt.relation) for prompt in batch.prompts], np.int32),
         batch_size=subject.run.batch_size,
         seed=subject.run.seed,
+        vocab_size=subject.vocab_size,
         track=track,
     )
     return GridSet(
@@ -144,9 +146,9 @@ def gradient_attribution(subject: Subject, track: Track, remember: Remember) -> 
         batch_size=run.batch_size,
         seed=run.seed,
     )
-    clean, grids = clean_metrics(subject, subject.task_batch, track), []
+    grids = []
     for metric in _metrics(subject, tuple(DIFFERENTIABLE)):
-        effects = differentiate(
+        result = differentiate(
             subject.model,
             subject.task_batch,
             metric=metric,
@@ -156,18 +158,18 @@ def gradient_attribution(subject: Subject, track: Track, remember: Remember) -> 
             track=track,
             remember=remember,
         )
-        grids += _by_relation(subject, f"gradient_{metric}", effects, metric, getattr(clean, metric))
+        grids += _by_relation(subject, f"gradient_{metric}", result.effects, metric, result.clean)
     return GridSet(tuple(grids))
 
 
 def attention_scores(subject: Subject, track: Track, remember: Remember) -> GridSet:
     """Previous-token, duplicate-token and induction scores, on random tokens written twice and on prompts."""
-    run, tokenizer = subject.run, subject.tokenizer
+    run = subject.run
     tokens = repeated_tokens(
         subject.config,
         seed=run.seed,
         bos=subject.bos,
-        vocab_size=min(len(tokenizer), subject.config.vocab_size),
+        vocab_size=subject.vocab_size,
     )
     batch = subject.task_batch
     measured = {

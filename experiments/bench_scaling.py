@@ -88,7 +88,7 @@ def ablation(model: Transformer, mesh: Mesh) -> tuple[Cost, np.ndarray]:
     run = compile_step(prefill, mesh, (WHOLE, ROWS, ROWS), SPECS, (("keep", "last"),))
     clean = run(model, rows(tokens), rows(mask))
     gain = np.ones((VARIANTS, CONFIG.n_layers, CONFIG.n_heads), np.float32)
-    gain[np.arange(VARIANTS), 0, np.arange(VARIANTS) % CONFIG.n_heads] = 0
+    gain[np.arange(1, VARIANTS), 0, np.arange(1, VARIANTS) % CONFIG.n_heads] = 0
     edit = VariantEdit(gain, np.zeros((CONFIG.n_layers, 1, 1, 1, 1), np.float32))
     whole = partial(place, mesh=mesh, spec=WHOLE)
     arguments = (model, clean, jax.tree.map(whole, edit), whole(np.int32(0)), rows(tokens[:, 0]), None)
@@ -96,7 +96,7 @@ def ablation(model: Transformer, mesh: Mesh) -> tuple[Cost, np.ndarray]:
     static = (("positions", "last"),)
     program = compile_step(variant_step, mesh, in_specs, P(None, DATA_AXIS), static)
     compiled = program.lower(*arguments).compile()
-    return cost_of(compiled), fetch(compiled(*arguments)).logprob
+    return cost_of(compiled), fetch(compiled(*arguments)[0]).logprob
 
 
 WAYS = {

@@ -128,17 +128,18 @@ def variants(
     platform: str,
     copies: int = 1,
 ) -> Cost:
-    """sweeps/variants.py: a clean run and every variant, from the layer that each batch of them starts at;
-    the copies share the variants where they do not share the prompts."""
+    """sweeps/variants.py: a clean run and every variant, from the layer that each batch of them starts at,
+    the first of which holds one more that edits nothing; the copies share the variants where they do not
+    share the prompts."""
     chunks, B, S, _ = prompts
-    size = max(1, min(size, len(start)))
-    firsts = np.sort(start)[::size].tolist()
-    flops = forward(c, B, S) + B * unembedding(c)
+    size = max(1, min(size, 1 + len(start)))
+    firsts = np.sort([np.min(start), *start])[::size].tolist()
+    flops = forward(c, B, S)
     flops += sum(size * B * (variant(c, S, first, positions) + unembedding(c)) for first in firsts)
     rows = -(-size * B // copies) * (S if positions == "all" else 1)
     activations = itemsize * rows * numbers_per_row(c, S)
-    activations += prefill_bytes(c, prompts.own, S, positions, itemsize)
-    programs = {("clean_step", B, S, positions), ("variant_step", B, S, positions, size)}
+    activations += 2 * prefill_bytes(c, prompts.own, S, positions, itemsize)  # and where later ones enter
+    programs = {("prefill", B, S, positions), ("variant_step", B, S, positions, size)}
     return Cost(chunks * flops, activations + logit_bytes(platform), frozenset(programs), size)
 
 

@@ -84,7 +84,7 @@ def _variant_batch(subject: Subject, prompts: Prompts, positions: str, machine: 
     shape = (prompts.own, prompts.S)
     itemsize = _itemsize(subject)
     size = fitting_variants(subject.config, shape, positions, int(free), itemsize, machine.platform)
-    return size * machine.copies // prompts.copies
+    return (1 + size) * machine.copies // prompts.copies
 
 
 def _relation_scores(subject: Subject, machine: Machine) -> Cost:

@@ -124,6 +124,11 @@ class Subject:
         shape = {MODEL_AXIS: 1} if self.run.parallel == "pmap" else self.run.mesh
         return make_mesh(shape, n_parameters * jnp.dtype(self.run.dtype).itemsize)
 
+    @cached_property
+    def vocab_size(self) -> int:
+        """How many rows of the embedding stand for tokens; those from here on are padding."""
+        return min(1 + max(self.tokenizer.get_vocab().values()), self.config.vocab_size)
+
     def release(self) -> None:
         """Lets go of the model; the next use of it loads it again."""
         self.__dict__.pop("model", None)

@@ -24,6 +24,7 @@ def copy_scores(subject: Subject, track: Track, _: Remember) -> GridSet:
     scores = copying.copy_scores(
         copying.checkpoint_weights(subject.directory, subject.config),
         names,
+        vocab_size=subject.vocab_size,
         precision=subject.run.precision,
         track=lambda layers: track(layers, subject.config.n_layers, "copy scores"),
     )
@@ -47,7 +48,7 @@ def salient_operations(subject: Subject, track: Track) -> dict[str, list[dict]]:
         n_tokens=run.n_salient,
         n_mapped=run.n_mapped,
         first_mlp=subject.rule.first_mlp,
-        vocab_size=min(len(subject.tokenizer), config.vocab_size),
+        vocab_size=subject.vocab_size,
         precision=run.precision,
         track=lambda layers: track(layers, config.n_layers, "salient operations"),
     )

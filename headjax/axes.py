@@ -10,8 +10,9 @@ Signatures spell these out with jaxtyping (``Float[Array, "B S D"]``); they are 
 run and cost nothing elsewhere.
 """
 
+import operator
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax import Array
@@ -25,11 +26,8 @@ Residual = Float[Array, "B S D"]
 HeadOutputs = Float[Array, "B S H K"]
 Logits = Float[Array, "B S V"]
 
-# No more digits than any model needs: int() refuses thousands of them in its own way.
-_HEAD = re.compile(
-    r"\s*(?:L(\d{1,9})H(\d{1,9})|(\d{1,9})\.(\d{1,9})|\(\s*(\d{1,9})\s*,\s*(\d{1,9})\s*\))\s*",
-    re.IGNORECASE | re.ASCII,
-)
+_N = r"([0-9]{1,9})"  # not \d, which also matches the digits of other scripts
+_HEAD = re.compile(rf"\s*(?:L{_N}H{_N}|{_N}\.{_N}|\(\s*{_N}\s*,\s*{_N}\s*\))\s*", re.IGNORECASE)
 
 
 class Head(NamedTuple):
@@ -42,11 +40,23 @@ class Head(NamedTuple):
         return f"L{self.layer}H{self.head}"
 
     @classmethod
-    def parse(cls, label: "str | tuple[int, int]") -> "Head":
-        """Reads a head from any of its spellings. Raises InputError for anything else."""
+    def parse(cls, label: Any) -> "Head":
+        """Reads a head from any of its spellings, or two whole numbers; InputError for all else."""
+        numbers: tuple = ()
         if isinstance(label, tuple) and len(label) == 2:
-            return cls(int(label[0]), int(label[1]))
-        match = _HEAD.fullmatch(label) if isinstance(label, str) else None
-        if match is None:
-            raise InputError(f"a head is written L9H6, 9.6 or (9, 6); got {shown(label)}")
-        return cls(*(int(group) for group in match.groups() if group is not None))
+            numbers = label
+        elif isinstance(label, str) and (match := _HEAD.fullmatch(label)):
+            numbers = tuple(int(group) for group in match.groups() if group is not None)
+        try:
+            if any(isinstance(number, bool | np.bool_) for number in numbers):
+                raise TypeError
+            layer, head = map(operator.index, numbers)
+        except (TypeError, ValueError):
+            raise _no_head(label) from None
+        if not (0 <= layer < 10**9 and 0 <= head < 10**9):
+            raise _no_head(label)
+        return cls(layer, head)
+
+
+def _no_head(label: object) -> InputError:
+    return InputError(f"a head is written L9H6, 9.6 or (9, 6); got {shown(label)}")

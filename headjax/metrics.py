@@ -134,8 +134,13 @@ def _walk_vocabulary(
     def one_row(row: tuple[Array, Array]) -> tuple[Array, Array, Array]:
         return _one_row(unembed, bias, tile, precision, *row)
 
-    found = lax.map(one_row, (x, tokens), batch_size=max(1, limit // tile))
-    return jax.tree.map(lambda value: value[None], found)
+    # Chunks of one size, filled up: so all rows go through the same product, and equal ones stay equal.
+    n_rows = len(x)
+    n_chunks = -(-n_rows // max(1, limit // tile))
+    chunk = -(-n_rows // n_chunks)
+    fill = ((0, n_chunks * chunk - n_rows), (0, 0))
+    found = lax.map(one_row, (jnp.pad(x, fill), jnp.pad(tokens, fill)), batch_size=chunk)
+    return jax.tree.map(lambda value: value[None, :n_rows], found)
 
 
 def _one_row(

@@ -7,7 +7,7 @@ that tracing and compiling cost the same at 4 layers as at 80. Modules are pytre
 
 from collections.abc import Mapping
 from functools import cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 
 from headjax.attention import Attention
-from headjax.axes import HeadOutputs, Logits, Residual, TokenMask, Tokens
+from headjax.axes import Head, HeadOutputs, Logits, Residual, TokenMask, Tokens
 from headjax.config import ModelConfig
-from headjax.edits import HeadEdit
+from headjax.edits import HeadEdit, check_edit, check_head
+from headjax.inputs import check_tokens
 
 ACTIVATIONS = {
     "gelu": partial(jax.nn.gelu, approximate=False),
@@ -152,9 +153,10 @@ class Unembed(nnx.Module):
 class Transformer(nnx.Module):
     """A language model: tokens to logits, with every head's output on the way.
 
-    Weights carry the field's names (Elhage et al. 2021; TransformerLens). `W_Q W_K W_V W_O` have a real
-    head axis in the second place, so that ``model.W_V[layer, head]`` is that head's [D K] matrix (for
-    grouped-query attention: that key/value head's).
+    Weights carry the field's names (Elhage et al. 2021; TransformerLens). `W_Q W_K W_V W_O` have an axis of
+    query heads in the second place, also where query heads share keys and values (they are stored once, in
+    `blocks.attn`), so that ``model.W_V[layer, head]`` is the [D K] matrix of that head. JAX takes an index
+    that is out of range for the last one; `OV` and `QK` refuse it.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32):
@@ -166,23 +168,28 @@ class Transformer(nnx.Module):
         self.ln_final = Norm(config, (), dtype)
         self.unembed = Unembed(config, init, rngs, dtype)
 
-    @partial(jax.jit, static_argnames="return_z")
     def __call__(
-        self,
-        tokens: Tokens,
-        *,
-        mask: TokenMask | None = None,
-        edit: HeadEdit | None = None,
-        return_z: bool = False,
+        self, tokens: Any, *, mask: Any = None, edit: HeadEdit | None = None, return_z: bool = False
     ) -> Output:
         """Runs the model.
 
         Args:
-          tokens: [B S] token ids.
+          tokens: [B S] token ids: an array of any library, or lists.
           mask: [B S], False on padding; pad on the left so that every prompt ends at S - 1.
           edit: what is done to the heads' outputs.
           return_z: also return z of all layers (L x B x S x H x K numbers).
+
+        Raises InputError for ids that the vocabulary does not have, more tokens than positions, and a mask or
+        an edit that does not fit. Inside `jax.jit` values cannot be looked at: there only shapes are checked.
         """
+        tokens, mask = check_tokens(tokens, mask, self.config)
+        edit = None if edit is None else check_edit(edit, tokens.shape, self.config)
+        return self._run(tokens, mask, edit, return_z=bool(return_z))
+
+    @partial(jax.jit, static_argnames="return_z")
+    def _run(
+        self, tokens: Tokens, mask: TokenMask | None, edit: HeadEdit | None, *, return_z: bool
+    ) -> Output:
         positions = mask_positions(jnp.ones(tokens.shape, bool) if mask is None else mask)
         valid = None if mask is None else jnp.asarray(mask)
 
@@ -232,19 +239,48 @@ class Transformer(nnx.Module):
         return jnp.moveaxis(self.blocks.attn.W_Q[...], 2, 1)
 
     @property
-    def W_K(self) -> Float[Array, "L G D K"]:
-        """Key weights of every key/value head."""
-        return jnp.moveaxis(self.blocks.attn.W_K[...], 2, 1)
+    def W_K(self) -> Float[Array, "L H D K"]:
+        """Key weights that every query head meets; heads that share a key/value head have the same."""
+        return self._of_query_heads(self.blocks.attn.W_K[...])
 
     @property
-    def W_V(self) -> Float[Array, "L G D K"]:
-        """Value weights of every key/value head; query head h uses ``h // (H // G)``."""
-        return jnp.moveaxis(self.blocks.attn.W_V[...], 2, 1)
+    def W_V(self) -> Float[Array, "L H D K"]:
+        """Value weights that every query head reads; heads that share a key/value head have the same."""
+        return self._of_query_heads(self.blocks.attn.W_V[...])
 
     @property
     def W_O(self) -> Float[Array, "L H K D"]:
         """Output weights of every head."""
         return self.blocks.attn.W_O[...]
+
+    def _of_query_heads(self, weights: Float[Array, "L D G K"]) -> Float[Array, "L H D K"]:
+        # Query head h reads key/value head h // (H / G).
+        share = self.config.n_heads // self.config.n_kv_heads
+        return jnp.repeat(jnp.moveaxis(weights, 2, 1), share, axis=1)
+
+    def OV(self, layer: SupportsIndex, head: SupportsIndex) -> Float[Array, "D D"]:
+        """What a head writes for what it reads, as a row vector times ``W_V W_O``; float32, no biases.
+
+        Raises InputError for a head that the model does not have.
+        """
+        layer, head = check_head(Head.parse((layer, head)), self.config)
+        attn, share = self.blocks.attn, self.config.n_heads // self.config.n_kv_heads
+        return self._product("dk,ke->de", attn.W_V[layer, :, head // share], attn.W_O[layer, head])
+
+    def QK(self, layer: SupportsIndex, head: SupportsIndex) -> Float[Array, "D D"]:
+        """How a query (row) scores a key (column), ``W_Q W_K^T``; float32, no biases, not over sqrt(K).
+
+        Where the model rotates queries and keys, this is the score of a position with itself: between two
+        others the rotation by their distance stands between the factors.
+        Raises InputError for a head that the model does not have.
+        """
+        layer, head = check_head(Head.parse((layer, head)), self.config)
+        attn, share = self.blocks.attn, self.config.n_heads // self.config.n_kv_heads
+        return self._product("dk,ek->de", attn.W_Q[layer, :, head], attn.W_K[layer, :, head // share])
+
+    def _product(self, axes: str, left: Array, right: Array) -> Float[Array, "D D"]:
+        how = {"precision": self.config.precision, "preferred_element_type": jnp.float32}
+        return jnp.einsum(axes, left, right, **how)
 
 
 def abstract_model(config: ModelConfig) -> Transformer:

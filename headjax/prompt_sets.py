@@ -14,6 +14,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from headjax.errors import InputError, shown
+from headjax.inputs import check_count
 from headjax.io import parse_json, read_text
 from headjax.prompts import SPACES, Prompt, TokenPairs, encode, word_tokens
 from headjax.relations import Relation
@@ -163,13 +164,6 @@ def _find_word(text: str, word: str, name: str) -> tuple[int, int]:
     return found[-1].span()
 
 
-def check_count(n_prompts: int) -> None:
-    """Raises InputError for a number of prompts that cannot be drawn."""
-    if not isinstance(n_prompts, int) or not 1 <= n_prompts <= MAX_PROMPTS:
-        rule = f"n_prompts must be 1 to {MAX_PROMPTS:,} where prompts are drawn"
-        raise InputError(f"{rule}; got {shown(n_prompts)}")
-
-
 def sample_prompts(prompts: Sequence[Prompt], n_prompts: int | None, seed: int) -> list[Prompt]:
     """At most n_prompts of them (None: all), drawn without replacement and kept in order."""
     if n_prompts is not None and n_prompts < 1:
@@ -210,7 +204,7 @@ def ioi_prompts(tokenizer: PreTrainedTokenizerBase, n_prompts: int, seed: int) -
     the prompts' `template`. The source is the indirect object. The corrupted partner is the paper's ABC:
     three other names, all different, so that neither role can be told. All names are one token.
     """
-    check_count(n_prompts)
+    check_count("n_prompts", n_prompts, MAX_PROMPTS)
     names = ioi_names(tokenizer)
     rng = random.Random(seed)
     prompts = []
@@ -253,7 +247,7 @@ def colored_object_prompts(tokenizer: PreTrainedTokenizerBase, n_prompts: int, s
     differ in one token. The source is the answer's colour where the object is named. `template` is the
     place of the object asked for: first, second or third.
     """
-    check_count(n_prompts)
+    check_count("n_prompts", n_prompts, MAX_PROMPTS)
     objects = _single_tokens(tokenizer, OBJECTS, at_least=6, what="objects")
     # Named in lower case, answered with a capital.
     capital = _single_tokens(tokenizer, COLORS.title(), at_least=6, what="colors")

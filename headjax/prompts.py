@@ -281,7 +281,7 @@ def tokenise_pairs(
     pairs = pair_tokens(tokenizer, relation, single_source)
     kept = [pair for pair in pairs if not pair.dropped]
     ids = np.array([(pair.source_tokens[-1], *pair.target_tokens) for pair in kept], np.int32).reshape(-1, 2)
-    check_tokens(ids, vocab_size)
+    check_vocabulary(ids, vocab_size)
     return TokenPairs(
         relation,
         sources=ids[:, 0],
@@ -400,7 +400,7 @@ def batch_prompts(
     )
     for ids in (batch.tokens, batch.answers, batch.distractors, batch.corrupted):
         if ids is not None:
-            check_tokens(ids, config.vocab_size)
+            check_vocabulary(ids, config.vocab_size)
     return batch
 
 
@@ -546,7 +546,7 @@ def _space_between(prompt: Prompt, text: str, answer: str) -> str:
     return " "
 
 
-def check_tokens(ids: Int[np.ndarray, "..."], vocab_size: int) -> None:
+def check_vocabulary(ids: Int[np.ndarray, "..."], vocab_size: int) -> None:
     """Raises InputError for a token that the model has no row for."""
     if ids.size and (ids.min() < 0 or ids.max() >= vocab_size):
         rule = "tokenizer and model must share a vocabulary"

@@ -36,6 +36,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int, UInt16
 
+from headjax.inputs import check_ids
 from kernels.vocab_rank import vocab_rank
 
 DRAWS = (512, 2560, 7680, 20480, 53248)  # tokens seen after each early stage, beside the run's own targets
@@ -101,15 +102,21 @@ def screening_stages(
     targets: Int[np.ndarray, " N"],
     draws: tuple[int, ...] = DRAWS,
     seed: int = 0,
+    vocab_size: int | None = None,
 ) -> tuple[Stage, ...]:
     """Prepares the stages, once a run: sets of tokens, the last one the whole vocabulary.
 
     The first early stage holds the distinct targets and draws[0] tokens drawn from the others, those after
     it more of them, up to draws[i] in all. One after which half of the vocabulary would have been seen is
     left out, so a small vocabulary is counted at once. The seed decides which pairs are ruled out early and
-    changes no result. `unembed` of type uint16 is the bits of bfloat16.
+    changes no result. `unembed` of type uint16 is the bits of bfloat16. Rows from `vocab_size` on are padding
+    that stands for no token: they are not counted.
+
+    Raises InputError for a target that is none of the tokens.
     """
-    unembed = token_rows(unembed)
+    n_rows = min(vocab_size or len(unembed), len(unembed))
+    check_ids(np.asarray(targets), "targets", n_rows)
+    unembed = token_rows(unembed if n_rows == len(unembed) else unembed[:n_rows])
     n_tokens = unembed.shape[0]
     own, slot = np.unique(targets, return_inverse=True)
     others = np.random.default_rng(seed).permutation(np.setdiff1d(np.arange(n_tokens), own))

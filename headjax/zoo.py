@@ -27,6 +27,7 @@ from headjax.checkpoint import (
     was_damaged,
 )
 from headjax.errors import InputError, shown
+from headjax.inputs import check_settings
 from headjax.io import read_json
 from headjax.model import Transformer, build_model
 
@@ -439,8 +440,9 @@ def load_model(
       ignore_fields: of config.json, to treat as absent where the converter does not understand them and you
         know that they change nothing.
 
-    Raises InputError where there is no such model or its files do not fit.
+    Raises InputError where there is no such model or its files do not fit, and for unknown settings.
     """
+    check_settings(dtype, precision, implementation)
     directory = ensure_converted(name, checkpoint_dir, _convert_in_subprocess, ignore_fields)
     try:
         parameters = read_parameters(directory, dtype=dtype, mesh=mesh)

@@ -8,6 +8,7 @@ import torch
 
 from checkpoints_convert import ensure
 from headjax.checkpoint import read_config
+from headjax.errors import InputError
 from headjax.sweeps import copy_score
 from headjax.sweeps.copy_score import checkpoint_weights, copy_scores, model_weights
 from tests import torch_oracle
@@ -93,6 +94,24 @@ def test_a_checkpoint_gives_what_the_model_gives(name: str, names: np.ndarray, t
     for ours_kind, kind in zip(copy_scores(model_weights(ours), names), streamed, strict=True):
         np.testing.assert_allclose(kind, ours_kind, atol=1e-6)
     assert len(seen) == 3
+
+
+def test_padding_rows_and_names_that_are_none(names: np.ndarray):
+    """Rows that no token has, as loud as they may be, change nothing; ids and lists that are no names."""
+    ours, _ = twins("gpt_neox")
+    weights = model_weights(ours)
+    rows = weights.readout.rows
+    loud = weights.readout._replace(rows=rows.at[100:].multiply(50))
+    quiet = weights.readout._replace(rows=rows[:100], bias=weights.readout.bias[:100])
+    padded = copy_scores(weights._replace(readout=loud), names, vocab_size=100)
+    cut = copy_scores(model_weights(ours)._replace(readout=quiet), names)
+    np.testing.assert_array_equal(padded, cut)
+    assert (np.stack(copy_scores(model_weights(ours)._replace(readout=loud), names)) != np.stack(cut)).any()
+    with pytest.raises(InputError, match="names must be from 0 to 99, the vocabulary; got 100"):
+        copy_scores(weights, [100], vocab_size=100)
+    for wrong in ([], 7, [1.5]):
+        with pytest.raises(InputError, match="need names of one token each"):
+            copy_scores(weights, wrong)
 
 
 def test_one_compilation_serves_all_layers(names: np.ndarray):

@@ -10,14 +10,18 @@ import pytest
 import torch
 
 from headjax.errors import InputError
+from headjax.model import build_model, model_parameters
 from headjax.prompt_sets import template_prompts
 from headjax.prompts import batch_prompts, tokenise_pairs
 from headjax.relations import Relation
+from headjax.sweeps import streamed
 from headjax.sweeps.dynamic_scores import KINDS, dynamic_scores
 from headjax.sweeps.prefill import prefill
 from tests import torch_oracle
 from tests.random_prompts import random_prompts
+from tests.test_mesh import on_mesh
 from tests.test_model import CONFIGS, informative_model
+from tests.test_streamed import from_memory
 from tests.tiny_tokenizers import byte_level
 from tests.twins import twins
 
@@ -158,6 +162,38 @@ def test_a_vocabulary_wide_enough_to_be_screened():
         np.testing.assert_array_equal(result.scores[kind][0], expected.astype(np.float32))
 
 
+def test_padding_rows_of_the_vocabulary_are_not_ranked():
+    """In memory, streamed, and with the vocabulary split over devices."""
+    config = dataclasses.replace(CONFIGS["llama"], vocab_size=64)
+    parameters = model_parameters(informative_model(config))
+    loud = parameters["unembed.rows"].at[53:].multiply(3)
+    prompts = random_prompts(53, LENGTHS)
+    top_k = np.full(len(LENGTHS), 9, np.int32)
+    expected = dynamic_scores(
+        build_model(
+            dataclasses.replace(config, vocab_size=53),
+            parameters
+            | {
+                "unembed.rows": parameters["unembed.rows"][:53],
+                "unembed.b_U": parameters["unembed.b_U"][:53],
+                "embed.W_E": parameters["embed.W_E"][:53],
+            },
+        ),
+        prompts,
+        top_k,
+    ).scores
+    model = build_model(config, parameters | {"unembed.rows": loud})
+    for actual in (
+        dynamic_scores(model, prompts, top_k, vocab_size=53),
+        dynamic_scores(on_mesh(model, {"data": 2, "model": 4}), prompts, top_k, vocab_size=53),
+        streamed.dynamic_scores(from_memory(model), prompts, top_k, vocab_size=53),
+    ):
+        for kind in KINDS:
+            np.testing.assert_array_equal(actual.scores[kind], expected[kind])
+    padded = dynamic_scores(model, prompts, top_k).scores
+    assert any((padded[kind] != expected[kind]).any() for kind in KINDS)
+
+
 def test_batch_size_changes_nothing_and_compiles_once(count_compiles):
     model = informative_model(CONFIGS["llama"])
     prompts = random_prompts(model.config.vocab_size, LENGTHS)
@@ -184,6 +220,10 @@ def test_a_prompt_without_a_source_is_refused():
     prompts.sources[2] = -1
     with pytest.raises(InputError, match="needs prompts with a source; prompt 2 has none"):
         dynamic_scores(model, prompts, np.full(7, 5, np.int32))
+    prompts = random_prompts(model.config.vocab_size)
+    for wrong in (np.full(6, 5), np.full(7, 5.0), np.zeros(7, int), 5, "ten"):
+        with pytest.raises(InputError, match="top_k must be"):
+            dynamic_scores(model, prompts, wrong)
 
 
 def test_outputs_that_are_no_numbers_are_refused():

@@ -12,6 +12,7 @@ from headjax.errors import InputError
 from headjax.sweeps.gradient_attribution import agreement, gradient_attribution
 from tests import torch_oracle
 from tests.random_prompts import random_prompts
+from tests.test_head_ablation import metrics_of
 from tests.test_model import CONFIGS, informative_model
 from tests.tolerances import assert_close
 from tests.twins import twins
@@ -77,7 +78,7 @@ def test_equals_torch(name: str, metric: str, positions: str, replaced: bool):
     ours, theirs = twins(name)
     prompts = random_prompts(ours.config.vocab_size)
     replacement = random_replacement(ours.config, prompts, positions) if replaced else None
-    effects = gradient_attribution(
+    found = gradient_attribution(
         ours,
         prompts,
         metric=metric,
@@ -85,7 +86,9 @@ def test_equals_torch(name: str, metric: str, positions: str, replaced: bool):
         replacement=(lambda rows: replacement[:, rows]) if replaced else None,
         batch_size=3,
     )
-    assert_close(effects, torch_gradient(theirs, prompts, metric, positions, replacement))
+    logits = ours(prompts.tokens, mask=prompts.mask).logits[:, -1]
+    assert_close(found.clean, getattr(metrics_of(logits, prompts), metric))
+    assert_close(found.effects, torch_gradient(theirs, prompts, metric, positions, replacement))
 
 
 def test_is_the_effect_of_a_small_change():
@@ -104,7 +107,7 @@ def test_is_the_effect_of_a_small_change():
         logprobs = torch.tensor(logits[:, -1]).log_softmax(-1).numpy()
         return np.take_along_axis(logprobs, prompts.answers[:, None], axis=1)[:, 0]
 
-    effects = gradient_attribution(ours, prompts, metric="logprob", positions="last", batch_size=3)
+    effects = gradient_attribution(ours, prompts, metric="logprob", positions="last", batch_size=3).effects
     for layer, head in ((0, 0), (1, 4), (2, 6)):
         change = logprob(layer, head, 1 + step) - logprob(layer, head, 1 - step)
         assert_close(effects[:, layer, head], change / (2 * step))

@@ -17,6 +17,7 @@ from headjax.prompts import PromptBatch
 from headjax.sweeps import variants
 from headjax.sweeps.batches import prompt_chunks
 from headjax.sweeps.head_ablation import head_ablation, single_gains
+from headjax.sweeps.prefill import prefill
 from headjax.sweeps.replacement import find_replacement
 from headjax.sweeps.variant_step import variant_step
 from headjax.sweeps.variants import choose_variant_batch, run_variants
@@ -115,6 +116,36 @@ def test_equals_one_forward_pass_for_each_head(family, ablation, mean_over, posi
     for values in result.ablated:
         assert values.shape == (L, H, B)
     assert result.effect("accuracy").any()
+
+
+def deaf_model(family: str, dtype: str) -> Transformer:
+    """Whatever head 1 of any layer computes, its W_O makes nothing of it: to replace it changes nothing."""
+    parameters = model_parameters(informative_model(CONFIGS[family]))
+    parameters["blocks.attn.W_O"] = parameters["blocks.attn.W_O"].at[:, 1].set(0)
+    return build_model(CONFIGS[family], {name: value.astype(dtype) for name, value in parameters.items()})
+
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_changes_nothing_has_no_effect_to_the_last_bit(dtype: str, positions: str):
+    """Wherever a variant begins, in whatever batch: the clean run is a variant of the same program."""
+    model = deaf_model("llama", dtype)
+    prompts = prompts_for(model)
+    result = head_ablation(model, prompts, positions=positions, variant_batch=4)
+    for metric in METRICS:
+        np.testing.assert_array_equal(result.effect(metric)[:, 1], np.zeros((3, 7)))
+    assert (result.effect("logprob")[:, [0, 2, 3, 4, 5]] != 0).any(axis=(1, 2)).all()
+    assert_close(result.clean.logprob, slow_way(model, prompts, [], None, positions).logprob, dtype)
+
+    gain = np.ones((5, 3, 6), np.float32)
+    gain[1, :, 1], gain[2, 1:, 1], gain[3, 2, 1] = 0, 0.5, 0  # deaf heads of all layers, of later ones
+    zeros = find_replacement(model, prompts, "zero", positions=positions)
+    runs = run_variants(model, prompts, gain, zeros, positions=positions, variant_batch=2)
+    for clean, edited in zip(runs.clean, runs.edited, strict=True):
+        np.testing.assert_array_equal(edited, np.broadcast_to(clean, (5, 7)))
 
 
 ALL_POSITIONS = (*torch_oracle.FAMILIES, "gpt_neox-sequential")
@@ -217,9 +248,7 @@ def test_the_program_does_not_grow_with_the_depth():
         config = dataclasses.replace(GPT2, n_layers=n_layers)
         model = informative_model(config)
         prompts = random_prompts(53)
-        clean, _ = variants.clean_step(
-            model, prompts.tokens, prompts.mask, prompts.answers, None, positions="last"
-        )
+        clean = prefill(model, prompts.tokens, prompts.mask, keep="last")
         edit = variants.VariantEdit(single_gains(config, 5)[:5], np.zeros((n_layers, 1, 1, 1, 1), np.float32))
         step = variant_step.lower(model, clean, edit, np.int32(0), prompts.answers, None, positions="last")
         return step.as_text().count("\n")
@@ -304,7 +333,7 @@ def test_out_of_memory_is_answered_by_halving(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING):
         result = head_ablation(model, prompts, variant_batch=12)
     assert_same_metrics(result.ablated, expected.ablated)
-    assert tried == [12, 6] + [3] * 5  # 15 heads
+    assert tried == [12, 6] + [3] * 6  # 15 heads and the clean run; 12 of them at once, then the other 4
     assert [record.getMessage() for record in caplog.records] == [
         "out of memory with 12 variants at a time; going on with 6",
         "out of memory with 6 variants at a time; going on with 3",
@@ -342,11 +371,12 @@ def test_progress_is_shown_for_every_batch():
 
     def track(items, total, label):
         for item in items:
-            seen.append((len(item), total, label))
+            seen.append((item, total, label))
             yield item
 
     head_ablation(
         informative_model(CONFIGS["gpt2"]), random_prompts(53), variant_batch=6, batch_size=4, track=track
     )
-    assert seen == [(n, 3, "head ablation (zero, last)") for n in (6, 6, 3)] * 2
+    places = [(0, 6), (6, 12), (12, 16)]  # of 15 heads and the clean run
+    assert seen == [(at, 3, "head ablation (zero, last)") for at in places] * 2
     assert len(prompt_chunks(7, 4)) == 2

@@ -23,9 +23,10 @@ from headjax.scores import relation_hits, screening_stages
 from headjax.sweeps.dynamic_scores import dynamic_scores
 from headjax.sweeps.gradient_attribution import gradient_attribution
 from headjax.sweeps.head_ablation import head_ablation
+from headjax.sweeps.prefill import prefill
 from headjax.sweeps.relation_scores import model_weights, relation_scores
 from headjax.sweeps.replacement import find_replacement
-from headjax.sweeps.variant_step import VariantEdit, clean_step, variant_step
+from headjax.sweeps.variant_step import VariantEdit, variant_step
 from tests.kernel_checks import allowing
 from tests.random_prompts import random_prompts
 from tests.test_model import CONFIGS, TOKENS, informative_model
@@ -102,8 +103,7 @@ def test_the_named_kernels_are_what_runs():
         tokens, mask, answers, distractors = (
             getattr(prompts(), name) for name in ("tokens", "mask", "answers", "distractors")
         )
-        arguments = model, tokens, mask, answers, distractors
-        clean = jax.eval_shape(lambda *a: clean_step(*a, positions="last")[0], *arguments)
+        clean = jax.eval_shape(lambda *a: prefill(*a, keep="last"), model, tokens, mask)
         edit = VariantEdit(jnp.ones((3, 2, 4)), jnp.zeros((2, 1, 1, 1, 1)))
         for trace, kernels in (
             (jax.make_jaxpr(lambda m, t: m(t))(model, TOKENS), {"head_attention"}),

@@ -31,7 +31,8 @@ def test_equal_the_whole_logits_in_any_tiles(family: str, tile: int, limit: int,
     x, answers, distractors = rows(model.config)
     logits = np.asarray(model.logits(x), np.float64)
     own, other = (logits[:, np.arange(B), tokens] for tokens in (answers, distractors))
-    result = jax.jit(next_token_metrics)(model, x, answers, distractors)
+    # A function of its own for each case: what is jitted once is traced once, with the first case's tiles.
+    result = jax.jit(lambda *arguments: next_token_metrics(*arguments))(model, x, answers, distractors)
     assert_close(result.logprob, own - np.log(np.exp(logits).sum(axis=-1)))
     assert_close(result.logit_diff, own - other)
     np.testing.assert_array_equal(result.accuracy, own >= logits.max(axis=-1))
@@ -49,6 +50,17 @@ def test_the_best_token_is_always_right(tile: int, monkeypatch):
     best = np.asarray(model.logits(x)).argmax(axis=-1).astype(np.int32)
     assert np.asarray(next_token_metrics(model, x, best).accuracy).all()
     assert not np.asarray(next_token_metrics(model, x, (best + 1) % 53).accuracy).any()
+
+
+def test_equal_rows_have_equal_metrics_in_any_chunk(monkeypatch):
+    """Rows that fill up a chunk, or begin one, go through the same product as all others."""
+    monkeypatch.setattr(metrics, "MIN_TILE", 7)
+    monkeypatch.setitem(metrics.TILE_LOGITS, "cpu", 7 * 10)
+    model = informative_model(CONFIGS["gpt2"])
+    x = jnp.tile(jnp.asarray(np.random.default_rng(2).normal(size=(1, 23)), jnp.float32), (33, 1))
+    tokens = np.full(33, 5, np.int32)
+    for values in jax.jit(lambda *arguments: next_token_metrics(*arguments))(model, x, tokens, tokens + 1):
+        np.testing.assert_array_equal(values, np.full(33, values[0]))
 
 
 def test_no_more_logits_than_stated_exist_at_a_time(monkeypatch):

@@ -6,14 +6,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from flax import nnx
 
+from headjax import load_model
 from headjax.axes import Head
 from headjax.config import Llama3Scaling, ModelConfig, Rotary
 from headjax.edits import HeadEdit
 from headjax.errors import InputError
 from headjax.model import Transformer, build_model, model_parameters, parameter_shapes
 from headjax.rotary import rotary_frequencies
+from headjax.sweeps.attention_patterns import attention_patterns
 from tests.tolerances import assert_close
 
 GPT2 = ModelConfig(
@@ -80,8 +83,35 @@ def test_shapes_and_names(model: Transformer):
     assert model.W_E.shape == (c.vocab_size, c.d_model)
     assert model.W_U.shape == (c.d_model, c.vocab_size)
     assert model.W_Q.shape == (c.n_layers, c.n_heads, c.d_model, c.d_head)
-    assert model.W_K.shape == model.W_V.shape == (c.n_layers, c.n_kv_heads, c.d_model, c.d_head)
+    assert model.W_K.shape == model.W_V.shape == (c.n_layers, c.n_heads, c.d_model, c.d_head)
     assert model.W_O.shape == (c.n_layers, c.n_heads, c.d_head, c.d_model)
+
+
+def test_weights_of_a_head_are_those_that_its_output_is_made_with(model: Transformer):
+    """By query head, also where query heads share keys and values: against numpy and the stored weights."""
+    c, attn = model.config, model.blocks.attn
+    share = c.n_heads // c.n_kv_heads
+    W_Q, W_K, W_V, W_O = (np.asarray(getattr(attn, name)[...]) for name in ("W_Q", "W_K", "W_V", "W_O"))
+    for layer, head in np.ndindex(c.n_layers, c.n_heads):
+        values, keys = W_V[layer, :, head // share], W_K[layer, :, head // share]
+        np.testing.assert_array_equal(model.W_V[layer, head], values)
+        np.testing.assert_array_equal(model.W_K[layer, head], keys)
+        assert_close(model.OV(layer, head), values @ W_O[layer, head])
+        assert_close(model.QK(layer, head), W_Q[layer, :, head] @ keys.T)
+    # A text of one token attends to itself alone: z is its value vector.
+    z = model(TOKENS[:, :1], return_z=True).z[0, :, 0]
+    x = jax.tree.map(lambda leaf: leaf[0], model.blocks).ln1(
+        model.embed(TOKENS[:, :1], jnp.zeros((2, 1), int))
+    )
+    for head in range(c.n_heads):
+        assert_close(z[:, head], x[:, 0] @ model.W_V[0, head] + attn.b_V[0, head // share][None])
+    for accessor in (model.OV, model.QK):
+        for wrong in ((0, c.n_heads), (c.n_layers, 0)):
+            with pytest.raises(InputError, match=f"{c.n_layers} layers of {c.n_heads} heads"):
+                accessor(*wrong)
+        for wrong in ((-1, 0), (0, -1), (True, 0)):
+            with pytest.raises(InputError, match="a head is written"):
+                accessor(*wrong)
 
 
 def test_heads_through_W_O_sum_to_the_attention_output(model: Transformer):
@@ -198,16 +228,153 @@ def test_bfloat16_parameters_stay_close_to_float32():
     assert_close(output.logits.astype(jnp.float32), model(TOKENS).logits, "bfloat16")
 
 
-@pytest.mark.parametrize("label", ["L9H6", "9.6", "(9, 6)", (9, 6), "l9h6", " 9.6 "])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_gain_one_is_a_no_op_to_the_last_bit(dtype: str):
+    parameters = model_parameters(informative_model(LLAMA))
+    model = build_model(LLAMA, {name: value.astype(dtype) for name, value in parameters.items()})
+    edit = HeadEdit.ablate(LLAMA, [], n_positions=11)
+    np.testing.assert_array_equal(model(TOKENS, edit=edit).logits, model(TOKENS).logits)
+
+
+def test_tokens_of_any_library_are_read():
+    model = informative_model(LLAMA)
+    expected = model(TOKENS, mask=TOKENS >= 0).logits
+    mask = np.ones((2, 11), int)
+    for tokens in (np.asarray(TOKENS), np.asarray(TOKENS, np.uint8), np.asarray(TOKENS).tolist()):
+        np.testing.assert_array_equal(model(tokens, mask=mask.tolist()).logits, expected)
+    tensors = torch.tensor(np.asarray(TOKENS)), torch.tensor(mask)
+    np.testing.assert_array_equal(model(tensors[0], mask=tensors[1]).logits, expected)
+    padded = np.where(np.arange(11) < 2, -100, np.asarray(TOKENS))  # what padding holds reaches nothing
+    model(padded, mask=padded >= 0)
+
+
+WRONG_TOKENS = {
+    "from 0 to 52, the vocabulary; got 53": [[1, 53]],
+    "from 0 to 52, the vocabulary; got -1": np.array([[1, -1]]),
+    "from 0 to 52, the vocabulary; got 4294967297": np.array([[2**32 + 1]]),
+    "from 0 to 52, the vocabulary; got 60": jnp.array([[60]]),
+    r"\[prompts, positions\].*shape \[3\]": [1, 2, 3],
+    r"\[prompts, positions\].*shape \[0, 3\]": np.zeros((0, 3), int),
+    r"\[prompts, positions\].*shape \[1, 0\]": [[]],
+    "whole numbers, the ids of a tokenizer; got float32": np.ones((1, 3), np.float32),
+    "whole numbers, the ids of a tokenizer; got bool": np.ones((1, 3), bool),
+    "at most 19 tokens, the model's positions; got 20": np.zeros((1, 20), int),
+    "rows of one length": [[1], [1, 2]],
+    "tokens must be numbers; got 'The capital'": "The capital",
+    "tokens must be numbers; got None": None,
+}
+
+
+@pytest.mark.parametrize("rule", WRONG_TOKENS)
+def test_tokens_that_do_not_fit_are_refused(rule: str):
+    model = informative_model(LLAMA)
+    with pytest.raises(InputError, match=rule):
+        model(WRONG_TOKENS[rule])
+    with pytest.raises(InputError, match=rule):
+        attention_patterns(model, WRONG_TOKENS[rule])
+
+
+@pytest.mark.parametrize(
+    ("mask", "rule"),
+    [
+        (np.ones((2, 10), bool), r"the shape of its tokens; got \[2, 10\] and \[2, 11\]"),
+        (np.ones(11, bool), r"the shape of its tokens; got \[11\]"),
+        (np.full((2, 11), 2), "True and False, or of 1 and 0"),
+        (np.ones((2, 11), np.float32), "True and False, or of 1 and 0"),
+        (np.zeros((2, 11), bool), "the mask of prompt 0 has none"),
+    ],
+)
+def test_a_mask_that_does_not_fit_is_refused(mask, rule: str):
+    with pytest.raises(InputError, match=rule):
+        informative_model(GPT2)(TOKENS, mask=mask)
+
+
+def test_padding_does_not_count_as_positions():
+    """Twenty places, of which nineteen at most hold tokens, in a model of nineteen positions."""
+    tokens, mask = np.ones((1, 20), int), np.arange(20)[None] > 0
+    model = informative_model(GPT2)
+    assert_close(model(tokens, mask=mask).logits[:, 1:], model(tokens[:, 1:]).logits)
+    with pytest.raises(InputError, match="at most 19 tokens"):
+        model(tokens, mask=np.ones((1, 20), bool))
+
+
+ABLATE = {
+    "'positions' must be one of last, all; got 'first'": {"positions": "first"},
+    "'n_positions' must be a whole number from 1 to 19; got 0": {"n_positions": 0},
+    "'n_positions' must be a whole number from 1 to 19; got 20": {"n_positions": 20},
+    "'n_positions' must be a whole number from 1 to 19; got True": {"n_positions": True},
+    "must be a list of heads; got the single 'L1H3'": {"heads": "L1H3"},
+    "L1H3 is named twice": {"heads": ["L1H3", "1.3"]},
+    "3 layers of 5 heads; got L1H5": {"heads": ["L1H5"]},
+    r"a head is written .* got \(-1, 0\)": {"heads": [(-1, 0)]},
+    r"replacement must be .* K=7 or 1; got float32 \[3, 1, 1, 5, 6\]": {
+        "replacement": np.zeros((3, 1, 1, 5, 6), np.float32)
+    },
+    r"replacement must be .*; got int64 \[3, 1, 1, 1, 1\]": {"replacement": np.zeros((3, 1, 1, 1, 1), int)},
+}
+
+
+@pytest.mark.parametrize("rule", ABLATE)
+def test_edits_that_mean_nothing_are_refused(rule: str):
+    with pytest.raises(InputError, match=rule):
+        HeadEdit.ablate(GPT2, **({"heads": ["L1H3"], "n_positions": 11} | ABLATE[rule]))
+
+
+def test_an_edit_that_does_not_fit_the_tokens_is_refused():
+    model = informative_model(GPT2)
+    for_others = HeadEdit.ablate(GPT2, ["L1H3"], n_positions=7)
+    with pytest.raises(InputError, match=r"gain must be .* S=11 or 1, H=5; got float32 \[3, 1, 7, 5\]"):
+        model(TOKENS, edit=for_others)
+    own = HeadEdit.ablate(GPT2, ["L1H3"], n_positions=11)
+    with pytest.raises(InputError, match=r"replacement must be .* B=2 or 1"):
+        model(TOKENS, edit=own._replace(replacement=jnp.zeros((3, 4, 1, 1, 1))))
+    with pytest.raises(InputError, match=r"must be a HeadEdit.*; got 'L1H3'"):
+        model(TOKENS, edit="L1H3")
+    tensor = HeadEdit.ablate(GPT2, ["L1H3"], n_positions=11, replacement=torch.zeros(3, 1, 1, 1, 1))
+    np.testing.assert_array_equal(model(TOKENS, edit=tensor).logits, model(TOKENS, edit=own).logits)
+
+
+@pytest.mark.parametrize(
+    ("how", "rule"),
+    [
+        ({"dtype": "int8"}, "dtype must be one of float32, bfloat16, float16; got 'int8'"),
+        ({"dtype": "double precision"}, "dtype must be one of .* got 'double precision'"),
+        ({"precision": "hihgest"}, "precision must be one of highest, high, default; got 'hihgest'"),
+        ({"implementation": "cuda"}, "implementation must be one of .*xla.* got 'cuda'"),
+    ],
+)
+def test_settings_that_load_model_does_not_know_are_refused(how: dict, rule: str):
+    with pytest.raises(InputError, match=rule):
+        load_model("gpt2", **how)
+
+
+@pytest.mark.parametrize(
+    "label", ["L9H6", "9.6", "(9, 6)", (9, 6), (np.int64(9), np.uint8(6)), Head(9, 6), "l9h6", " 9.6 "]
+)
 def test_head_labels(label):
     assert Head.parse(label) == Head(9, 6)
     assert str(Head.parse(label)) == "L9H6"
 
 
-@pytest.mark.parametrize("label", ["9", "L9", "H6L9", "9,6", "", "L9H6H7"])
+UNREADABLE = {
+    **{label: label for label in ("9", "L9", "H6L9", "9,6", "", "L9H6H7", "L-1H0", "L\u0669H\u0666")},
+    "digits": "L9H" + "6" * 5000,
+    "fractions": (1.5, 2),
+    "negative": (-1, 2),
+    "booleans": (True, np.False_),
+    "huge": (10**5000, 2),
+    "three": (1, 2, 3),
+    "text": ("9", "6"),
+    "a number": 9.6,
+    "none": None,
+}
+
+
+@pytest.mark.parametrize("label", UNREADABLE.values(), ids=UNREADABLE)
 def test_unreadable_head_labels_are_refused(label):
-    with pytest.raises(InputError, match="a head is written L9H6"):
+    with pytest.raises(InputError, match="a head is written L9H6") as refusal:
         Head.parse(label)
+    assert len(str(refusal.value)) < 300
 
 
 def test_a_head_the_model_does_not_have_is_refused():

@@ -1,6 +1,7 @@
 """Path patching: its identities, against whole runs, and what it refuses."""
 
 import dataclasses
+from functools import partial
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +14,7 @@ from headjax.prompts import PromptBatch
 from headjax.sweeps.head_ablation import head_ablation
 from headjax.sweeps.path_patching import PathPatching, Receiver, direct_effects, path_patching
 from tests.random_prompts import random_prompts
+from tests.test_head_ablation import DTYPES, deaf_model
 from tests.test_model import CONFIGS, GPT2, informative_model
 from tests.tolerances import assert_close
 
@@ -74,9 +76,30 @@ def test_a_prompt_that_is_its_own_partner_has_no_effects():
         *(path_patching(model, prompts, receivers, positions=positions) for positions in POSITIONS),
     ):
         np.testing.assert_array_equal(result.corrupted, result.clean)
-        np.testing.assert_allclose(result.patched, np.broadcast_to(result.clean, (3, 5, 3)), atol=1e-5)
+        np.testing.assert_array_equal(result.patched, np.broadcast_to(result.clean, (3, 5, 3)))
         with pytest.raises(InputError, match="greater than their corrupted partners' on average"):
             result.percent()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_changes_nothing_has_no_effect_to_the_last_bit(dtype: str):
+    """A head whose output reaches nothing, and a prompt that is its own partner, in every dtype."""
+    model = deaf_model("llama", dtype)
+    prompts = prompts_for(model, (7, 5, 7))
+    own = dataclasses.replace(prompts, corrupted=prompts.tokens)
+    receivers = receivers_of("L1H3.k", "L2H0.q")
+    for sweep in (
+        direct_effects,
+        path_patching,
+        *(partial(path_patching, receivers=receivers, positions=positions) for positions in POSITIONS),
+    ):
+        options = {} if sweep is direct_effects else {"variant_batch": 5}
+        result = sweep(model, prompts, **options)
+        np.testing.assert_array_equal(result.patched[:, 1], np.broadcast_to(result.clean, (3, 3)))
+        assert (result.patched[0, [0, 2, 3, 4, 5]] != result.clean).any()
+        result = sweep(model, own, **options)
+        np.testing.assert_array_equal(result.patched, np.broadcast_to(result.clean, (3, 6, 3)))
+        assert result.gap == 0
 
 
 def test_heads_that_no_receiver_is_above_have_no_effect():

@@ -34,6 +34,7 @@ from headjax.sweeps import (
     relation_scores,
     variant_step,
 )
+from headjax.sweeps.prefill import prefill
 from tests import tiny_tokenizers
 from tests.random_prompts import random_prompts
 from tests.tiny_run import tiny_run
@@ -105,15 +106,15 @@ def test_flops_of_forward_sweeps_are_those_of_their_programs(model):
 def test_flops_of_variants_are_those_of_their_programs(model, positions: str, start: int):
     """A clean run and two batches of five variants that start at the same layer, within 1 %."""
     answers = (PROMPTS.answers, PROMPTS.distractors)
-    step = partial(variant_step.clean_step, positions=positions)
-    clean, _ = jax.eval_shape(step, model, PROMPTS.tokens, PROMPTS.mask, *answers)
+    step = partial(prefill, keep=positions)
+    clean = jax.eval_shape(step, model, PROMPTS.tokens, PROMPTS.mask)
     gain, zeros = (
         np.ones((5, SMALL.n_layers, SMALL.n_heads), np.float32),
         np.zeros((SMALL.n_layers, 1, 1, 1, 1)),
     )
     edit = variant_step.VariantEdit(gain, zeros.astype(np.float32))
     above = SMALL.n_layers - 1 - start
-    counted = traced(step, model, PROMPTS.tokens, PROMPTS.mask, *answers)
+    counted = traced(step, model, PROMPTS.tokens, PROMPTS.mask)
     # Of "all", the loop stops below the last layer; its branch counts there even where it is not taken.
     trips = above if positions == "last" else max(0, above - 1)
     variants = traced(
@@ -125,7 +126,7 @@ def test_flops_of_variants_are_those_of_their_programs(model, positions: str, st
     if positions == "all" and not above:
         last_layer = costs.variant(SMALL, S, start - 1, "all") - costs.variant(SMALL, S, start, "all")
         variants -= 5 * B * last_layer
-    planned = costs.variants(SMALL, Prompts(1, B, S), np.full(10, start), 5, positions, 4, "cpu")
+    planned = costs.variants(SMALL, Prompts(1, B, S), np.full(9, start), 5, positions, 4, "cpu")
     assert planned.flops == pytest.approx(counted + 2 * variants, rel=0.01)
     assert planned.variants == 5
 
@@ -181,9 +182,9 @@ def test_activations_are_a_bound_and_not_a_wild_one(model, positions: str):
     """What XLA says that the programs hold, beside the parameters, is 0.1 to 1 of the plan."""
     answers = (PROMPTS.answers, PROMPTS.distractors)
     compiled = []
-    step = variant_step.clean_step.lower(model, PROMPTS.tokens, PROMPTS.mask, *answers, positions=positions)
+    step = prefill.lower(model, PROMPTS.tokens, PROMPTS.mask, keep=positions)
     compiled.append(step.compile().memory_analysis())
-    clean, _ = variant_step.clean_step(model, PROMPTS.tokens, PROMPTS.mask, *answers, positions=positions)
+    clean = prefill(model, PROMPTS.tokens, PROMPTS.mask, keep=positions)
     gain = np.ones((29, SMALL.n_layers, SMALL.n_heads), np.float32)
     edit = variant_step.VariantEdit(gain, np.zeros((SMALL.n_layers, 1, 1, 1, 1), np.float32))
     step = variant_step.variant_step.lower(model, clean, edit, np.int32(0), *answers, positions=positions)
@@ -220,7 +221,7 @@ def test_every_program_of_a_run_is_planned(config: RunConfig, count_compiles):
         run(config, progress=False)
     names = Counter(name.removeprefix("jit(").removesuffix(")") for name in compiled)
     assert {name: names[name] for name in planned} == planned
-    assert set(planned) >= {"_hits_of_heads", "_prompt_hits", "_attribute", "clean_step", "variant_step"}
+    assert set(planned) >= {"_hits_of_heads", "_prompt_hits", "_attribute", "prefill", "variant_step"}
 
 
 def test_bytes_read_are_the_parameters_once_and_what_relation_scores_read(config: RunConfig):

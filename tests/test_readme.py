@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 
 from experiments import planted
+from headjax.errors import InputError
+from tests.test_model import CONFIGS, informative_model
+from tests.tolerances import assert_close
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
@@ -25,6 +28,20 @@ def test_the_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     edited = model(names["tokens"], edit=names["edit"]).logits
     assert np.abs(edited - output.logits).max() > 1e-3
     assert len(code.strip().splitlines()) <= 15
+
+
+def test_the_circuit_of_the_readme_on_shared_key_value_heads():
+    """Six query heads on two key/value heads: the line as written, for every head, against numpy."""
+    (line,) = [line for line in README.splitlines() if line.startswith("model.OV(")]
+    model = informative_model(CONFIGS["llama"])
+    W_V, W_O = (np.asarray(getattr(model.blocks.attn, name)[...]) for name in ("W_V", "W_O"))
+    for layer, head in np.ndindex(3, 6):
+        expected = W_V[layer, :, head // 3] @ W_O[layer, head]
+        call = line.split("#")[0].replace("(9, 6)", f"({layer}, {head})")
+        assert_close(eval(call, {"model": model}), expected)
+        assert_close(model.W_V[layer, head] @ model.W_O[layer, head], expected)
+    with pytest.raises(InputError, match="3 layers of 6 heads; got L9H6"):
+        eval(line, {"model": model})
 
 
 def test_the_readme_has_the_two_commands_and_its_picture_exists():

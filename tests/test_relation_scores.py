@@ -1,5 +1,6 @@
 """Static relation scores against the definition, read off Hugging Face's own modules in torch."""
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -9,12 +10,15 @@ import pytest
 import torch
 from jax.extend.core import jaxprs_in_params
 
+from headjax.errors import InputError
+from headjax.mesh import make_mesh
 from headjax.prompts import TokenPairs
 from headjax.relations import Relation
 from headjax.scores import screening_stages
 from headjax.sweeps import relation_scores as sweep
 from headjax.sweeps.relation_scores import HitRule, Weights, head_queries, model_weights, relation_scores
 from tests import torch_oracle
+from tests.kernel_checks import allowing
 from tests.test_scores import normal, slow_hits
 from tests.twins import twins
 
@@ -81,6 +85,42 @@ def test_scores_follow_the_definition(kind):
     pairs = some_relations(2003)
     assert len(screening_stages(weights.unembed, np.concatenate([p.targets for p in pairs]))) == 2
     assert_within(relation_scores(weights, pairs, RULE), slow_scores(*oracle, pairs, RULE))
+
+
+@pytest.mark.parametrize("way", ["one device", "mesh", "tpu kernel", "bfloat16"])
+def test_padding_rows_of_the_vocabulary_are_not_ranked(way: str):
+    """Three times as large as any other row, they would come before most targets."""
+    weights, _ = random_weights(6, 3, L=2)
+    pairs, n_tokens = some_relations(1800), 1800
+    how = {
+        "mesh": {"mesh": make_mesh({"data": 2, "model": 4})},
+        "tpu kernel": {"implementation": "pallas_mosaic_tpu"},
+    }.get(way, {})
+    dtype = jnp.bfloat16 if way == "bfloat16" else jnp.float32
+
+    def scores(rows: np.ndarray, vocab_size: int | None) -> np.ndarray:
+        fresh = random_weights(6, 3, L=2)[0]
+        given = fresh._replace(unembed=jnp.asarray(rows, dtype))
+        with allowing("pallas_mosaic_tpu"):
+            return np.stack(relation_scores(given, pairs, RULE, vocab_size=vocab_size, **how))
+
+    rows = np.asarray(weights.unembed)
+    loud = np.where(np.arange(2003)[:, None] < n_tokens, rows, 3 * rows)
+    expected = scores(rows[:n_tokens], None)
+    np.testing.assert_array_equal(scores(loud, n_tokens), expected)
+    assert (scores(loud, None) != expected).any()
+
+
+def test_words_beyond_the_vocabulary_and_no_words_are_refused():
+    weights, _ = random_weights(6, 3, L=1)
+    beyond = token_pairs("capitals", 31, 2003, seed=0)
+    with pytest.raises(InputError, match="must be from 0 to 99, the vocabulary"):
+        relation_scores(weights, [beyond], RULE, vocab_size=100)
+    with pytest.raises(InputError, match="sources must be from 0 to 2002, the vocabulary; got 3000"):
+        relation_scores(weights, [dataclasses.replace(beyond, sources=beyond.sources * 0 + 3000)], RULE)
+    for none in ([], [token_pairs("capitals", 0, 2003, seed=0)]):
+        with pytest.raises(InputError, match="need pairs of words"):
+            relation_scores(weights, none, RULE)
 
 
 def test_the_first_mlp_can_be_left_out():

@@ -18,11 +18,12 @@ from headjax import layered
 from headjax.checkpoint import read_config
 from headjax.errors import InputError
 from headjax.layered import LayeredModel, layered_checkpoint, layered_model
+from headjax.metrics import METRICS
 from headjax.model import Transformer, model_parameters, parameter_shapes
 from headjax.sweeps import dynamic_scores, head_ablation, logit_attribution, streamed
 from tests import torch_oracle
 from tests.random_prompts import random_prompts
-from tests.test_head_ablation import assert_same_metrics, prompts_for
+from tests.test_head_ablation import DTYPES, assert_same_metrics, deaf_model, prompts_for
 from tests.test_model import CONFIGS, informative_model
 from tests.tolerances import assert_close
 from tests.twins import twins
@@ -119,6 +120,18 @@ def test_layers_come_from_either_kind_of_directory():
             np.testing.assert_allclose(one, other, rtol=0, atol=2e-5 * np.abs(other).max())
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_changes_nothing_has_no_effect_to_the_last_bit(dtype: str):
+    model = deaf_model("llama", dtype)
+    prompts = prompts_for(model)
+    result = streamed.head_ablation(from_memory(model), prompts, variant_batch=4, **BATCHED)
+    held = head_ablation.head_ablation(model, prompts, variant_batch=4, **BATCHED)
+    for metric in METRICS:
+        np.testing.assert_array_equal(result.effect(metric)[:, 1], np.zeros((3, 7)))
+    assert (result.effect("logprob")[:, [0, 2, 3, 4, 5]] != 0).any(axis=(1, 2)).all()
+    assert_close(result.ablated.logprob, held.ablated.logprob, dtype)
+
+
 def test_the_device_holds_two_layers_and_the_rows(monkeypatch):
     """A model whose layers weigh much more than everything else; what is alive is looked at."""
     config = dataclasses.replace(CONFIGS["llama"], n_layers=5, d_mlp=4001)
@@ -134,14 +147,14 @@ def test_the_device_holds_two_layers_and_the_rows(monkeypatch):
     gc.collect()
     before = sum(array.nbytes for array in jax.live_arrays())
     seen = Counter()
-    decode = streamed._decode
+    decode = streamed._pass_layer
 
     def looking(*arguments):
         seen["most"] = max(seen["most"], sum(array.nbytes for array in jax.live_arrays()))
         seen["times"] += 1
         return decode(*arguments)
 
-    monkeypatch.setattr(streamed, "_decode", looking)
+    monkeypatch.setattr(streamed, "_pass_layer", looking)
     streamed.head_ablation(read, prompts, variant_batch=3)
     assert seen["times"] > config.n_layers
     assert seen["most"] - before < 2 * layer_bytes + outer_bytes + rows_bytes

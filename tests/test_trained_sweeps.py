@@ -61,7 +61,7 @@ def test_logit_attribution(stories):
 
 def test_gradient_attribution(stories):
     ours, theirs, prompts = stories
-    effects = gradient_attribution(ours, prompts, metric="logprob", positions="all")
+    effects = gradient_attribution(ours, prompts, metric="logprob", positions="all").effects
     assert_close(effects, torch_gradient(theirs, prompts, "logprob", "all", None))
 
 

@@ -6,7 +6,7 @@ random other heads removed from the same prompts, and the same heads removed fro
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -18,7 +18,7 @@ from headjax.config import ModelConfig
 from headjax.errors import InputError
 from headjax.model import Transformer
 from headjax.prompts import PromptBatch
-from headjax.sweeps.batches import Remember, Track, compute_anew, untracked
+from headjax.sweeps.batches import Remember, Track, check_prompts, compute_anew, untracked
 from headjax.sweeps.replacement import find_replacement
 from headjax.sweeps.variants import run_variants
 
@@ -28,7 +28,7 @@ MOST_HEADS = 250
 
 
 class Curve(NamedTuple):
-    """What is left of the prompts' metrics after 0, 1, ... n heads are removed."""
+    """What is left of the prompts' metrics after 0, 1, ... n heads are removed; 0: the clean run."""
 
     accuracy: Float[np.ndarray, "m B"]
     logprob: Float[np.ndarray, "m B"]
@@ -58,7 +58,7 @@ def ablation_curves(
     rankings: Mapping[str, Float[Array | np.ndarray, "L H"]],
     *,
     ablation: str = "zero",
-    mean_over: Literal["prompts", "tokens"] = "prompts",
+    mean_over: str = "prompts",
     max_heads: int | None = None,
     n_random_draws: int = 5,
     n_controls: int = 5,
@@ -78,13 +78,21 @@ def ablation_curves(
       n_random_draws, n_controls: how many of either control; see `choose_controls`.
       seed: of the random draws and of the prompts resampled from.
 
-    Raises InputError for a relation without a ranking, and as `find_replacement` and `run_variants` do.
+    Raises InputError for a relation without a ranking or with one of other heads than the model's, and as
+    `check_prompts`, `find_replacement` and `run_variants` do.
     """
+    prompts = check_prompts(
+        prompts, model.config, mean_over=mean_over, batch_size=batch_size, variant_batch=variant_batch
+    )
     relations = np.array([prompt.relation for prompt in prompts.prompts])
+    L, H = model.config.n_layers, model.config.n_heads
     rows = {name: np.flatnonzero(relations == name) for name in dict.fromkeys(relations.tolist())}
     for relation in rows:
         if relation not in rankings:
             raise InputError(f"ablation curves need a grid that ranks heads; {relation!r} has none")
+        if np.shape(rankings[relation]) != (L, H):
+            found = f"{relation!r} has {list(np.shape(rankings[relation]))}"
+            raise InputError(f"a grid that ranks heads must be [L H], here {[L, H]}; {found}")
     heads = {relation: rank_heads(rankings[relation], max_heads) for relation in rows}
     rng = np.random.default_rng(seed)
     draws = {relation: draw_others(rng, heads[relation], model.config, n_random_draws) for relation in rows}

@@ -12,7 +12,7 @@ On random tokens written twice an induction score is what Olsson et al. call pre
 tokens lie strictly before the attending one.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,9 @@ from jaxtyping import Bool, Float, Int
 from headjax.axes import Residual, TokenMask, Tokens
 from headjax.config import ModelConfig
 from headjax.errors import InputError
+from headjax.inputs import check_count, check_ids, check_options, check_tokens
 from headjax.model import Block, Transformer, mask_positions
-from headjax.prompt_sets import check_count
-from headjax.prompts import check_tokens
+from headjax.prompt_sets import MAX_PROMPTS
 from headjax.sweeps.batches import Remember, Track, compute_anew, map_prompts, untracked
 
 PATTERNS = ("previous", "duplicate", "induction")
@@ -65,12 +65,12 @@ def repeated_tokens(
 
     Raises InputError when this is longer than the model's positions, or for tokens the model has no row for.
     """
-    check_count(n_prompts)
+    check_count("n_prompts", n_prompts, MAX_PROMPTS)
     vocab_size = config.vocab_size if vocab_size is None else vocab_size
     if not 1 <= vocab_size <= config.vocab_size:
         raise InputError(f"vocab_size must be 1 to {config.vocab_size}, the model's; got {vocab_size}")
     if bos is not None:
-        check_tokens(np.array([bos]), config.vocab_size)
+        check_ids(np.array([bos]), "bos", config.vocab_size)
     room = (config.max_positions - (bos is not None)) // 2
     length = min(50, room) if length is None else length
     if not 1 <= length <= room:
@@ -82,18 +82,21 @@ def repeated_tokens(
 
 def attention_patterns(
     model: Transformer,
-    tokens: Int[np.ndarray, "B S"],
-    mask: Bool[np.ndarray, "B S"] | None = None,
+    tokens: Any,
+    mask: Any = None,
     *,
     batch_size: int = 16,
     track: Track = untracked,
     remember: Remember = compute_anew,
 ) -> AttentionPatterns:
-    """Scores on any tokens; False in `mask` is padding, which neither attends nor is attended to.
+    """Scores on any tokens [B S]; False in `mask` [B S] is padding, which neither attends nor is attended to.
 
-    Raises InputError for scores that are not finite.
+    Raises InputError as `check_tokens` does, and for scores that are not finite.
     """
-    mask = np.ones(tokens.shape, bool) if mask is None else mask
+    check_options(batch_size=batch_size)
+    tokens, mask = check_tokens(tokens, mask, model.config)
+    tokens = np.asarray(tokens)
+    mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask)
     attention, n_tokens = map_prompts(
         _attention_to_targets, model, (tokens, mask), batch_size, track, "attention patterns", remember
     )

@@ -1,5 +1,6 @@
 """Running one compiled step over many prompts, a batch at a time, on one device or on a mesh of them."""
 
+import dataclasses
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -10,8 +11,12 @@ from jax import Array
 from jax.sharding import PartitionSpec
 from jaxtyping import Float, Int
 
+from headjax.config import ModelConfig
+from headjax.errors import InputError, shown
+from headjax.inputs import as_array, check_ids, check_options, check_tokens
 from headjax.mesh import DATA_AXIS, ROWS, data_parts, fetch, model_mesh, spread
 from headjax.model import Transformer
+from headjax.prompts import PromptBatch
 
 # track(items, total, label) -> items, showing on the way how far it is; `untracked` shows nothing.
 Track = Callable[..., Iterable]
@@ -93,3 +98,36 @@ def describe_rows(rows: Int[np.ndarray, " rows"]) -> str:
 def replacement_spec(values: Float[Array | np.ndarray, " L #B #P #H #K"]) -> PartitionSpec:
     """How a replacement is split over a mesh: as the prompts, unless all prompts share it."""
     return PartitionSpec(None, DATA_AXIS) if values.shape[1] > 1 else PartitionSpec()
+
+
+def check_prompts(prompts: Any, config: ModelConfig, **options: Any) -> PromptBatch:
+    """Prompts as numpy arrays that a sweep over this model can be given; `options` as in `check_options`.
+
+    Raises InputError for tokens as `check_tokens` does, for padding that is not on the left, for answers,
+    distractors, corrupted partners and sources that do not fit the tokens.
+    """
+    check_options(**options)
+    if not isinstance(prompts, PromptBatch):
+        raise InputError(f"prompts must be a PromptBatch, as batch_prompts makes it; got {shown(prompts)}")
+    mask = np.ones(np.shape(prompts.tokens), bool) if prompts.mask is None else prompts.mask
+    tokens, mask = (np.asarray(part) for part in check_tokens(prompts.tokens, mask, config))
+    if not mask[:, -1].all() or (mask[:, :-1] > mask[:, 1:]).any():
+        raise InputError("prompts must be padded on the left, so that all of them end at the last position")
+    B, S = tokens.shape
+    arrays = {"tokens": tokens, "mask": mask}
+    for field in ("answers", "distractors"):
+        if getattr(prompts, field) is not None:
+            ids = np.asarray(as_array(getattr(prompts, field), field))
+            if ids.shape != (B,) or ids.dtype.kind not in "iu":
+                raise InputError(f"{field} must be one token id a prompt; got {ids.dtype} {list(ids.shape)}")
+            check_ids(ids, field, config.vocab_size)
+            arrays[field] = ids.astype(np.int32)
+    if prompts.corrupted is not None:
+        corrupted, _ = check_tokens(prompts.corrupted, mask, config)
+        arrays["corrupted"] = np.asarray(corrupted)
+    sources = np.asarray(as_array(prompts.sources, "sources"))
+    if sources.shape != (B,) or sources.dtype.kind not in "iu" or (sources >= S).any():
+        raise InputError(f"sources must be one position a prompt, of {S}; got {shown(sources)}")
+    if len(prompts.prompts) != B:
+        raise InputError(f"a batch must describe its {B} prompts; got {len(prompts.prompts)}")
+    return dataclasses.replace(prompts, **arrays, sources=sources.astype(np.int32))

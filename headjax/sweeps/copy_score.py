@@ -15,10 +15,10 @@ Which of the details the paper leaves open are chosen how:
 - A name is among the top 5 if fewer than 5 logits are strictly greater than its own.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,8 @@ from jaxtyping import Bool, Float, Int
 
 from headjax import checkpoint
 from headjax.config import ModelConfig
+from headjax.errors import InputError, shown
+from headjax.inputs import as_array, check_ids
 from headjax.model import Block, Norm, Transformer, abstract_model, fill, one_block
 
 TOP_K = 5
@@ -103,20 +105,30 @@ def checkpoint_weights(directory: Path, config: ModelConfig) -> CopyWeights:
 
 def copy_scores(
     weights: CopyWeights,
-    names: Sequence[int] | Int[np.ndarray, " N"],
+    names: Any,
     *,
     top_k: int = TOP_K,
+    vocab_size: int | None = None,
     precision: str = "highest",
     track: Callable[[Iterable], Iterable] = iter,
 ) -> CopyScores:
-    """Plain and negative copy scores of every head, over names of one token each (their ids).
+    """Plain and negative copy scores of every head, over names of one token each: their ids [N].
 
+    `vocab_size` is the tokenizer's: logits of the rows from there on, which no token has, are not counted.
     `track` wraps the layers as they are scored, e.g. a progress bar.
+
+    Raises InputError where there are no names, and for ids that the vocabulary does not have.
     """
-    tokens = jnp.asarray(names, jnp.int32)
+    readout, tokens = weights.readout, np.asarray(as_array(names, "names"))
+    if tokens.ndim != 1 or tokens.size == 0 or tokens.dtype.kind not in "iu":
+        raise InputError(f"copy scores need names of one token each, as their ids; got {shown(names)}")
+    check_ids(tokens, "names", min(vocab_size or len(readout.rows), len(readout.rows)))
+    if vocab_size is not None and vocab_size < len(readout.rows):
+        readout = readout._replace(rows=readout.rows[:vocab_size], bias=readout.bias[:vocab_size])
+    tokens = jnp.asarray(tokens, jnp.int32)
     x = first_state(weights.first_block, weights.embedding[tokens])
     hits = [
-        np.asarray(_layer_hits(x, reader, weights.readout, tokens, top_k=top_k, precision=precision))
+        np.asarray(_layer_hits(x, reader, readout, tokens, top_k=top_k, precision=precision))
         for reader in track(weights.layers)
     ]
     return CopyScores(*np.moveaxis(np.mean(hits, axis=3, dtype=np.float32), 2, 0))

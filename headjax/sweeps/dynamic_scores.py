@@ -10,7 +10,7 @@ from the last position to the source alone, while all that comes before it in th
 Its z is then the source position's value vector, which the same forward pass has computed already.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,11 +19,12 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from headjax.config import ModelConfig
-from headjax.errors import InputError
+from headjax.errors import InputError, shown
+from headjax.inputs import as_array
 from headjax.model import Transformer
 from headjax.prompts import PromptBatch
 from headjax.scores import Stage, relation_hits, screening_stages
-from headjax.sweeps.batches import Remember, Track, compute_anew, map_prompts, untracked
+from headjax.sweeps.batches import Remember, Track, check_prompts, compute_anew, map_prompts, untracked
 from headjax.sweeps.prefill import prefill
 
 KINDS = (
@@ -51,10 +52,11 @@ class DynamicScores(NamedTuple):
 def dynamic_scores(
     model: Transformer,
     prompts: PromptBatch,
-    top_k: Int[np.ndarray, " B"],
+    top_k: Any,
     *,
     batch_size: int = 64,
     seed: int = 0,
+    vocab_size: int | None = None,
     track: Track = untracked,
     remember: Remember = compute_anew,
 ) -> DynamicScores:
@@ -62,14 +64,16 @@ def dynamic_scores(
 
     Args:
       prompts: the targets are their answers.
-      top_k: k of every prompt's relation.
+      top_k: [B], k of every prompt's relation.
       batch_size: prompts that are run at once.
       seed: of the tokens that hits are screened with; changes no result.
+      vocab_size: the tokenizer's, as in `headjax.sweeps.relation_scores`; None: all rows are tokens.
 
     Raises InputError for a prompt without a source and for head outputs that are not finite.
     """
-    check_sources(prompts)
-    stages = screening_stages(model.unembed_rows, prompts.answers, seed=seed)
+    prompts = check_prompts(prompts, model.config, batch_size=batch_size)
+    top_k = check_sources(prompts, top_k)
+    stages = screening_stages(model.unembed_rows, prompts.answers, seed=seed, vocab_size=vocab_size)
     vocabularies = tuple((stage.rows, stage.largest) for stage in stages)
     slots = np.stack([np.asarray(stage.target) for stage in stages], axis=1)
     arrays = (prompts.tokens, prompts.mask, prompts.sources, slots, top_k)
@@ -78,11 +82,15 @@ def dynamic_scores(
     return share_of_hits(hits, finite, prompts)
 
 
-def check_sources(prompts: PromptBatch) -> None:
-    """Raises InputError for a prompt without a source."""
+def check_sources(prompts: PromptBatch, top_k: Any) -> Int[np.ndarray, " B"]:
+    """The k of every prompt. Raises InputError for a prompt without a source, and for k below 1."""
+    top_k = np.asarray(as_array(top_k, "top_k"))
+    if top_k.shape != prompts.answers.shape or top_k.dtype.kind not in "iu" or (top_k < 1).any():
+        raise InputError(f"top_k must be one whole number of at least 1 a prompt; got {shown(top_k)}")
     if (prompts.sources < 0).any():
         name = prompts.prompts[int(np.argmax(prompts.sources < 0))].name
         raise InputError(f"a dynamic score needs prompts with a source; {name} has none")
+    return top_k.astype(np.int32)
 
 
 def share_of_hits(

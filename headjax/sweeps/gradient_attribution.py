@@ -8,7 +8,7 @@ of Nanda 2023 with the ablation's replacement as the corrupted value.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from headjax.edits import HeadEdit
 from headjax.errors import InputError
 from headjax.model import Block, Transformer, mask_positions
 from headjax.prompts import PromptBatch
-from headjax.sweeps.batches import Remember, Track, compute_anew, map_prompts, untracked
+from headjax.sweeps.batches import Remember, Track, check_prompts, compute_anew, map_prompts, untracked
 from headjax.sweeps.replacement import Replacement, find_replacement
 
 
@@ -46,17 +46,24 @@ def _logit(logits: Float[Array, "B V"], tokens: Int[Array, " B"]) -> Float[Array
 DIFFERENTIABLE: dict[str, Callable[..., Array]] = {"logprob": _logprob, "logit_diff": _logit_diff}
 
 
+class GradientAttribution(NamedTuple):
+    """The metric of the clean run, and its derivative with respect to every head's gain."""
+
+    clean: Float[Array | np.ndarray, " B"]
+    effects: Float[Array | np.ndarray, "B L H"]
+
+
 def gradient_attribution(
     model: Transformer,
     prompts: PromptBatch,
     *,
     metric: str = "logprob",
-    positions: Literal["last", "all"] = "last",
+    positions: str = "last",
     replacement: Replacement | None = None,
     batch_size: int = 16,
     track: Track = untracked,
     remember: Remember = compute_anew,
-) -> Float[np.ndarray, "B L H"]:
+) -> GradientAttribution:
     """The derivative of the metric with respect to every head's gain, for each prompt.
 
     Args:
@@ -68,13 +75,14 @@ def gradient_attribution(
     Raises InputError for a metric without a derivative, for "logit_diff" of prompts without distractors,
     and for derivatives that are not finite.
     """
+    prompts = check_prompts(prompts, model.config, positions=positions, batch_size=batch_size)
     if metric not in DIFFERENTIABLE:
         raise InputError(f"a gradient needs one of the metrics {', '.join(DIFFERENTIABLE)}; got {metric!r}")
     if metric == "logit_diff" and prompts.distractors is None:
         raise InputError(f"metric 'logit_diff' needs a distractor; {prompts.prompts[0].name} has none")
     replacement = replacement or find_replacement(model, prompts, "zero", positions=positions)
     distractors = prompts.answers if prompts.distractors is None else prompts.distractors
-    effects = map_prompts(
+    found = map_prompts(
         _gradient,
         model,
         (prompts.tokens, prompts.mask, prompts.answers, distractors),
@@ -86,11 +94,11 @@ def gradient_attribution(
         metric=metric,
         positions=positions,
     )
-    finite = np.isfinite(effects).all(axis=(1, 2))
+    finite = np.isfinite(found.clean) & np.isfinite(found.effects).all(axis=(1, 2))
     if not finite.all():
         name = prompts.prompts[int(np.argmin(finite))].name
         raise InputError(f"derivatives must be finite numbers; {name} gives NaN or infinity")
-    return effects
+    return found
 
 
 @partial(jax.jit, static_argnames=("metric", "positions"))
@@ -104,7 +112,7 @@ def _gradient(
     *,
     metric: str,
     positions: str,
-) -> Float[Array, "B L H"]:
+) -> GradientAttribution:
     config, (B, S) = model.config, tokens.shape
     at, valid = mask_positions(mask), jnp.asarray(mask)
 
@@ -112,17 +120,19 @@ def _gradient(
         block, edit = inputs
         return block(x, at, valid, edit)[0], None
 
-    def total(gain: Float[Array, "L B 1 H"]) -> Float[Array, ""]:
+    def total(gain: Float[Array, "L B 1 H"]) -> tuple[Float[Array, ""], Float[Array, " B"]]:
         if positions == "last":
             before = jnp.ones((config.n_layers, B, S - 1, config.n_heads))
             gain = jnp.concatenate([before, gain], axis=2)
         edits = HeadEdit(gain, replacement)
         x, _ = jax.lax.scan(layer, model.embed(tokens, at), (model.blocks, edits))
-        return DIFFERENTIABLE[metric](model.logits(x[:, -1]), answers, distractors).sum()
+        values = DIFFERENTIABLE[metric](model.logits(x[:, -1]), answers, distractors)
+        return values.sum(), values
 
     # A prompt's gains reach its own metric alone, so the sum's derivative is every prompt's own.
-    gradient = jax.grad(total)(jnp.ones((config.n_layers, B, 1, config.n_heads)))
-    return jnp.moveaxis(gradient[:, :, 0], 1, 0)
+    ones = jnp.ones((config.n_layers, B, 1, config.n_heads))
+    gradient, clean = jax.grad(total, has_aux=True)(ones)
+    return GradientAttribution(clean, jnp.moveaxis(gradient[:, :, 0], 1, 0))
 
 
 class Agreement(NamedTuple):

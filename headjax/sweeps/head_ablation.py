@@ -4,7 +4,7 @@ A head is the slice of z *before* the output projection. Zeroing a slice of what
 ablation, because W_O mixes all heads into every coordinate.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,7 +15,7 @@ from headjax.errors import InputError
 from headjax.metrics import METRICS, Metrics
 from headjax.model import Transformer
 from headjax.prompts import PromptBatch
-from headjax.sweeps.batches import Remember, Track, compute_anew, untracked
+from headjax.sweeps.batches import Remember, Track, check_prompts, compute_anew, untracked
 from headjax.sweeps.replacement import find_replacement
 from headjax.sweeps.variant_step import Positions
 from headjax.sweeps.variants import run_variants
@@ -24,7 +24,8 @@ from headjax.sweeps.variants import run_variants
 class HeadAblation(NamedTuple):
     """Metrics of the clean run, each [B], and with each unit ablated alone, each [L U B].
 
-    The units U are the query heads H, or the key/value heads G with all query heads that read them.
+    The units U are the query heads H, or the key/value heads G with all query heads that read them. All
+    are variants of one program, the clean run too: a unit without an effect has the same bits.
     """
 
     clean: Metrics
@@ -49,7 +50,7 @@ def head_ablation(
     *,
     ablation: str = "zero",
     positions: Positions = "last",
-    mean_over: Literal["prompts", "tokens"] = "prompts",
+    mean_over: str = "prompts",
     kv_groups: bool = False,
     batch_size: int = 64,
     variant_batch: int | None = None,
@@ -65,15 +66,16 @@ def head_ablation(
       kv_groups: ablate all query heads of a key/value head together.
       batch_size: prompts that are run at once; variant_batch: heads, None chooses by the free memory.
 
-    Raises InputError as `find_replacement` and `run_variants` do.
+    Raises InputError as `check_prompts`, `find_replacement` and `run_variants` do.
     """
+    how = {"positions": positions, "mean_over": mean_over}
+    prompts = check_prompts(prompts, model.config, **how, batch_size=batch_size, variant_batch=variant_batch)
     L, n_units = model.config.n_layers, model.config.n_kv_heads if kv_groups else model.config.n_heads
     replacement = find_replacement(
         model,
         prompts,
         ablation,
-        positions=positions,
-        mean_over=mean_over,
+        **how,
         batch_size=batch_size,
         seed=seed,
     )

@@ -8,7 +8,7 @@ the unembedding of the answer, or the answer's minus the distractor's. Read from
 vector of D a prompt, and never an array [.., H, D].
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,10 +16,10 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from headjax.errors import InputError
+from headjax.errors import InputError, shown
 from headjax.model import Transformer
 from headjax.prompts import PromptBatch
-from headjax.sweeps.batches import Remember, Track, compute_anew, map_prompts, untracked
+from headjax.sweeps.batches import Remember, Track, check_prompts, compute_anew, map_prompts, untracked
 from headjax.sweeps.prefill import prefill
 
 
@@ -47,7 +47,7 @@ def logit_attribution(
     model: Transformer,
     prompts: PromptBatch,
     *,
-    metric: Literal["logit", "logit_diff"] = "logit",
+    metric: str = "logit",
     batch_size: int = 64,
     track: Track = untracked,
     remember: Remember = compute_anew,
@@ -56,6 +56,7 @@ def logit_attribution(
 
     Raises InputError for "logit_diff" of prompts without distractors and for logits that are not finite.
     """
+    prompts = check_prompts(prompts, model.config, batch_size=batch_size)
     distractors = asked_distractors(prompts, metric)
     arrays = (prompts.tokens, prompts.mask, prompts.answers)
     if distractors is not None:
@@ -65,8 +66,10 @@ def logit_attribution(
 
 
 def asked_distractors(prompts: PromptBatch, metric: str) -> Int[np.ndarray, " B"] | None:
-    """The distractors for "logit_diff". Raises InputError where the prompts have none."""
-    if metric != "logit_diff":
+    """The distractors for "logit_diff". Raises InputError for other metrics, and where there are none."""
+    if metric not in ("logit", "logit_diff"):
+        raise InputError(f"field 'metric' must be one of logit, logit_diff; got {shown(metric)}")
+    if metric == "logit":
         return None
     if prompts.distractors is None:
         raise InputError(f"metric 'logit_diff' needs a distractor; {prompts.prompts[0].name} has none")

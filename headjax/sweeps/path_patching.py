@@ -25,10 +25,11 @@ from headjax.errors import InputError
 from headjax.mesh import WHOLE, model_mesh, spread
 from headjax.model import Transformer
 from headjax.prompts import PromptBatch
-from headjax.sweeps.batches import Remember, Track, compute_anew, map_prompts, untracked
+from headjax.sweeps.batches import Remember, Track, check_prompts, compute_anew, map_prompts, untracked
 from headjax.sweeps.path_step import (
     PREFILL_SPECS,
     STEP_SPECS,
+    Entries,
     Patch,
     Reads,
     direct_step,
@@ -65,7 +66,8 @@ class PathPatching(NamedTuple):
     """Logit differences, answer minus distractor: of both kinds of prompt and with each sender patched.
 
     Attributes:
-      clean, corrupted: [B]; corrupted prompts are asked for the same two tokens.
+      clean, corrupted: [B]; corrupted prompts are asked for the same two tokens. The clean run is that of
+        a sender that changes nothing: another one without an effect gives the same bits, in every dtype.
       patched: [L H B], the clean prompt with this sender's paths patched.
     """
 
@@ -109,6 +111,7 @@ def direct_effects(
     Raises InputError for prompts without distractors or corrupted partners, and for logits that are not
     finite.
     """
+    prompts = check_prompts(prompts, model.config, batch_size=batch_size)
     arrays = _arrays(prompts)
     found = map_prompts(direct_step, model, arrays, batch_size, track, "direct effects", remember)
     return _finite(prompts, *(np.moveaxis(part, 0, -1) for part in found))
@@ -136,6 +139,9 @@ def path_patching(
     Raises InputError as `direct_effects` does, and for receivers that the model does not have or that no
     head can send to.
     """
+    prompts = check_prompts(
+        prompts, model.config, positions=positions, batch_size=batch_size, variant_batch=variant_batch
+    )
     arrays, config, mesh = _arrays(prompts), model.config, model_mesh(model)
     reads, layers = _reads(receivers, config)
     top = max(layers, default=config.n_layers)
@@ -143,25 +149,32 @@ def path_patching(
         raise InputError(
             f"a receiver must be above layer 0, so that a head can send to it; got {receivers[0]}"
         )
-    senders = np.array([(layer, head) for layer in range(top) for head in range(config.n_heads)], np.int32)
-    start = senders[:, 0]
+    heads = [(layer, head) for layer in range(top) for head in range(config.n_heads)]
+    senders = np.array([(-1, 0), *heads], np.int32)  # the first one is none
+    start = np.maximum(senders[:, 0], 0)
 
-    def prepare(rows: Int[np.ndarray, " rows"], split: Split) -> tuple[tuple[Array, Array], Patch]:
+    def prepare(rows: Int[np.ndarray, " rows"], split: Split) -> tuple[Array, tuple[Patch, Entries]]:
         run = spread(patch_prefill, mesh, *PREFILL_SPECS[split], positions=positions)
-        return run(model, *(array[rows] for array in arrays))
+        difference, patch = run(model, *(array[rows] for array in arrays))
+        return difference, (patch, Entries(patch.clean.residual, patch.clean.residual))
 
-    def step(patch: Patch, variants: Int[np.ndarray, " size"], split: Split) -> Array:
-        of_patch, of_senders, out = STEP_SPECS[split]
+    def step(
+        shared: tuple[Patch, Entries], variants: Int[np.ndarray, " size"], split: Split
+    ) -> tuple[Array, tuple[Patch, Entries]]:
+        *specs, out = STEP_SPECS[split]
         lowest = start[variants].min()
         if not receivers:
-            run = spread(logits_step, mesh, (of_patch, of_senders, WHOLE), out)
-            return run(model, patch, senders[variants], lowest)
-        first = min(layer for layer in layers if layer > lowest)
-        run = spread(receivers_step, mesh, (of_patch, of_senders, *[WHOLE] * 4), out)
-        return run(model, patch, senders[variants], reads, lowest, np.int32(first), np.int32(top))
+            run = spread(logits_step, mesh, (*specs, WHOLE), out)
+            values, entries = run(model, *shared, senders[variants], lowest)
+        else:
+            first = min(layer for layer in layers if layer > lowest)
+            run = spread(receivers_step, mesh, (*specs, *[WHOLE] * 4), out)
+            layers_at = (lowest, np.int32(first), np.int32(top))
+            values, entries = run(model, *shared, senders[variants], reads, *layers_at)
+        return values, (shared[0], entries)
 
     names = ", ".join(map(str, receivers)) or "logits"
-    (clean, corrupted), found = sweep_variants(
+    difference, (clean, *found) = sweep_variants(
         *(model, start, prompts.tokens.shape, prepare, step),
         positions=positions,
         batch_size=batch_size,
@@ -172,8 +185,8 @@ def path_patching(
         label=f"paths to {names}",
     )
     patched = np.tile(clean, (config.n_layers, config.n_heads, 1))
-    patched[:top] = found.reshape(top, config.n_heads, -1)
-    return _finite(prompts, clean, corrupted, patched)
+    patched[:top] = np.reshape(found, (top, config.n_heads, -1))
+    return _finite(prompts, clean, clean + difference, patched)
 
 
 def _reads(receivers: tuple[Receiver, ...], config: ModelConfig) -> tuple[Reads, list[int]]:

@@ -9,6 +9,9 @@ In the path run no head looks anywhere, so each position is on its own and a lay
 are the clean one below the layer where they begin, and begin there, from the stored residual. The layers
 where they begin are arguments of the compiled program: one program serves a sweep over all senders.
 
+A sender that does not exist (layer -1) changes nothing: what the others give is compared with it, and they
+enter where it was (`Entries`; see variant_step.py), so that one without an effect gives the same bits.
+
 P is 1 (the last position alone is patched, and the final run is a decode step a layer, see variant_step.py)
 or S (all are).
 """
@@ -48,6 +51,13 @@ class Patch(NamedTuple):
     distractors: TokenIds
 
 
+class Entries(NamedTuple):
+    """Where runs begin: the residual before each layer of both runs where no head is patched."""
+
+    path: Float[Array, "L1 B P D"]
+    final: Float[Array, "L1 B P D"]
+
+
 class Reads(NamedTuple):
     """Which heads take their query, key or value from the path run."""
 
@@ -57,12 +67,13 @@ class Reads(NamedTuple):
 
 
 # How arguments and results are split over the copies of a model on a mesh: of `patch_prefill`; and of the
-# steps, whose patch, senders and results are given.
+# steps, whose patch, entries, senders and results are given.
 _BY_PROMPTS = Patch(SPECS, SPECS.z, ROWS, ROWS)
 PREFILL_SPECS = {"prompts": ((ROWS,) * 5, (ROWS, _BY_PROMPTS)), "variants": ((WHOLE,) * 5, WHOLE)}
 STEP_SPECS = {
-    "prompts": (_BY_PROMPTS, WHOLE, PartitionSpec(None, DATA_AXIS)),
-    "variants": (WHOLE, ROWS, ROWS),
+    "prompts": (_BY_PROMPTS, SPECS.residual, WHOLE, PartitionSpec(None, DATA_AXIS)),
+    # Each copy's own first sender is none, or no copy's is: all hand on the same entries.
+    "variants": (WHOLE, WHOLE, ROWS, (ROWS, WHOLE)),
 }
 
 
@@ -76,14 +87,17 @@ def patch_prefill(
     distractors: TokenIds,
     *,
     positions: Positions,
-) -> tuple[tuple[Float[Array, " B"], Float[Array, " B"]], Patch]:
-    """The logit differences of the clean and of the corrupted prompts, and what patches start from."""
+) -> tuple[Float[Array, " B"], Patch]:
+    """Corrupted minus clean prompts' logit differences, and what patches start from.
+
+    Of two runs of one program: of the same prompts they differ by 0 in every dtype.
+    """
     clean, other = (prefill(model, ids, mask, keep=positions) for ids in (tokens, corrupted))
-    difference = tuple(
+    of_clean, of_corrupted = (
         logit_difference(model, run.residual[-1, :, -1], answers, distractors) for run in (clean, other)
     )
     change = other.z.astype(jnp.float32) - clean.z.astype(jnp.float32)
-    return difference, Patch(clean, change, jnp.asarray(answers), jnp.asarray(distractors))
+    return of_corrupted - of_clean, Patch(clean, change, jnp.asarray(answers), jnp.asarray(distractors))
 
 
 @jax.jit
@@ -98,7 +112,7 @@ def direct_step(
     """The logit difference of the clean and of the corrupted prompts and, of the clean ones, with each head's
     change added to the last residual and nothing else changed."""
     arrays = (tokens, corrupted, mask, answers, distractors)
-    (of_clean, of_corrupted), patch = patch_prefill(model, *arrays, positions="last")
+    difference, patch = patch_prefill(model, *arrays, positions="last")
     last = patch.clean.residual[-1, :, -1]
 
     def layer(inputs: tuple[Array, Array]) -> Array:
@@ -106,62 +120,84 @@ def direct_step(
         written = jnp.einsum(
             "bhk,hkd->hbd", change, W_O.astype(jnp.float32), precision=model.config.precision
         )
+        written = jnp.pad(written, ((1, 0), (0, 0), (0, 0)))  # first of all a head without a change
         return logit_difference(
             model, last[None] + written.astype(last.dtype), patch.answers, patch.distractors
         )
 
     patched = lax.map(layer, (patch.change[:, :, -1], model.blocks.attn.W_O[...]))
-    return of_clean, of_corrupted, jnp.moveaxis(patched, 2, 0)
+    return patched[0, 0], patched[0, 0] + difference, jnp.moveaxis(patched[:, 1:], 2, 0)
 
 
 @jax.jit
 def logits_step(
     model: Transformer,
     patch: Patch,
+    entries: Entries,
     senders: Int[Array | np.ndarray, "M 2"],
     start: Int[Array | np.ndarray, ""],
-) -> Float[Array, "M B"]:
-    """The logit difference at the end of the path run. `start`: no sender is below this layer."""
-    path = _enter(patch, jnp.asarray(start), len(senders))
-    path = lax.fori_loop(start, model.config.n_layers, _path_run(model, patch, jnp.asarray(senders)), path)
-    return logit_difference(model, path[:, :, -1], patch.answers, patch.distractors)
+) -> tuple[Float[Array, "M B"], Entries]:
+    """The logit difference at the end of the path run, and where later runs begin.
+
+    `start`: no sender is below this layer, but for one of layer -1, which is none.
+    """
+    senders, start = jnp.asarray(senders), jnp.asarray(start)
+    path_layer = _path_run(model, patch, senders)
+
+    def layer(at: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        x, entered = state
+        return path_layer(at, x), _put(entered, at, x, senders)
+
+    state = _enter(entries.path, start, len(senders)), entries.path
+    path, entered = lax.fori_loop(start, jnp.asarray(model.config.n_layers, start.dtype), layer, state)
+    values = logit_difference(model, path[:, :, -1], patch.answers, patch.distractors)
+    return values, entries._replace(path=entered)
 
 
 @jax.jit
 def receivers_step(
     model: Transformer,
     patch: Patch,
+    entries: Entries,
     senders: Int[Array | np.ndarray, "M 2"],
     reads: Reads,
     start: Int[Array | np.ndarray, ""],
     first: Int[Array | np.ndarray, ""],
     last: Int[Array | np.ndarray, ""],
-) -> Float[Array, "M B"]:
-    """The logit difference at the end of the final run.
+) -> tuple[Float[Array, "M B"], Entries]:
+    """The logit difference at the end of the final run, and where later runs begin.
 
-    start: the lowest sender's layer; first: of the receivers above that, the lowest one's; last: the highest
-    receiver's.
+    start: the lowest sender's layer, not counting one that is none; first: of the receivers above that, the
+    lowest one's; last: the highest receiver's.
     """
-    start, first, last = (jnp.asarray(layer) for layer in (start, first, last))
+    senders, start, first, last = (jnp.asarray(value) for value in (senders, start, first, last))
     reads = jax.tree.map(jnp.asarray, reads)
-    path_layer = _path_run(model, patch, jnp.asarray(senders))
-    path = lax.fori_loop(start, first, path_layer, _enter(patch, start, len(senders)))
-    x = _enter(patch, first, len(senders))
+    path_layer = _path_run(model, patch, senders)
 
     def layer(at: Array, x: Array, path: Array | None, queries: slice = slice(None)) -> Array:
         return _final_layer(model, patch.clean, at, x, path, reads, queries)
 
+    def both(at: Array, state: tuple[Array, Array, Entries]) -> tuple[Array, Array, Entries]:
+        x, path, entries = state
+        entries = Entries(_put(entries.path, at, path, senders), _put(entries.final, at, x, senders))
+        final = lax.cond(  # below the first receiver the final run is the clean one
+            at < first, lambda: _enter(entries.final, at + 1, len(senders)), lambda: layer(at, x, path)
+        )
+        return final, path_layer(at, path), entries
+
+    def final_only(at: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        x, entered = state
+        return layer(at, x, None), _put(entered, at, x, senders)
+
     # Above the last receiver nobody reads the path run. Of the top layer only the last position is needed.
     top = jnp.asarray(model.config.n_layers - 1, start.dtype)
-    x, path = lax.fori_loop(
-        first,
-        jnp.minimum(last + 1, top),
-        lambda at, both: (layer(at, *both), path_layer(at, both[1])),
-        (x, path),
-    )
-    x = lax.fori_loop(last + 1, top, lambda at, x: layer(at, x, None), x)
+    x, path = (_enter(part, start, len(senders)) for part in (entries.final, entries.path))
+    x, path, entries = lax.fori_loop(start, jnp.minimum(last + 1, top), both, (x, path, entries))
+    x, final = lax.fori_loop(last + 1, top, final_only, (x, entries.final))
+    path_entries, final = (_put(part, top, own, senders) for part, own in ((entries.path, path), (final, x)))
     x = layer(top, x, path, slice(-1, None))
-    return logit_difference(model, x[:, :, -1], patch.answers, patch.distractors)
+    values = logit_difference(model, x[:, :, -1], patch.answers, patch.distractors)
+    return values, Entries(path_entries, final)
 
 
 def _path_run(
@@ -185,10 +221,20 @@ def _path_run(
     return step
 
 
-def _enter(patch: Patch, layer: Int[Array, ""], n: int) -> Float[Array, "M B P D"]:
-    """The residual before a layer below which n runs are the clean one."""
-    x = layer_of(patch.clean.residual, layer)
+def _enter(residual: Float[Array, "L1 B P D"], layer: Int[Array, ""], n: int) -> Float[Array, "n B P D"]:
+    """The residual before a layer below which n runs change nothing."""
+    x = layer_of(residual, layer)
     return jnp.broadcast_to(x[None], (n, *x.shape))
+
+
+def _put(
+    residual: Float[Array, "L1 B P D"],
+    layer: Int[Array, ""],
+    x: Float[Array, "M B P D"],
+    senders: Int[Array, "M 2"],
+) -> Float[Array, "L1 B P D"]:
+    """The residuals with the first run's before this layer, if its sender is none."""
+    return residual.at[layer].set(jnp.where(senders[0, 0] < 0, x[0], residual[layer]))
 
 
 def _final_layer(

@@ -29,6 +29,8 @@ from jaxtyping import Bool, Float, Int
 
 from headjax import checkpoint
 from headjax.config import ModelConfig
+from headjax.errors import InputError
+from headjax.inputs import check_ids
 from headjax.mesh import WHOLE, fetch, place
 from headjax.model import Transformer, first_mlp
 from headjax.prompts import TokenPairs
@@ -138,6 +140,7 @@ def relation_scores(
     precision: str = "highest",
     implementation: str | None = None,
     seed: int = 0,
+    vocab_size: int | None = None,
     mesh: Mesh | None = None,
     track: Callable[[Iterable], Iterable] = iter,
     remember: Remember = compute_anew,
@@ -149,17 +152,25 @@ def relation_scores(
       precision: of matrix products; hits are exact at "highest".
       implementation: of the kernel that ranks (see `relation_hits`); None: screening in XLA.
       seed: of the tokens that are screened first; changes no result.
+      vocab_size: the tokenizer's. Rows of the unembedding from here on are padding, which no token has and
+        training never met: they take no part in the ranking. The published code ranks them too. None: all
+        rows are tokens.
       mesh: the devices to deal the heads to; JAX's default device where None.
       track: wraps the layers as they are scored, e.g. a progress bar; remember: asked for each, or, on a
         mesh, for as many as are scored together.
+
+    Raises InputError for a relation without pairs, and for words whose tokens the vocabulary does not have.
     """
+    if not pairs or not all(len(p.sources) for p in pairs):
+        raise InputError("relation scores need pairs of words, at least one a relation; got none")
+    check_ids(np.concatenate([p.sources for p in pairs]), "sources", len(weights.unembed))
     sources, source = np.unique(np.concatenate([p.sources for p in pairs]), return_inverse=True)
     targets = np.concatenate([p.targets for p in pairs])
     relation = np.repeat(np.arange(len(pairs)), [len(p.sources) for p in pairs])
     k = np.asarray([rule.k(p.relation.id) for p in pairs], np.int32)[relation]
     x = weights.embedding[sources].astype(jnp.float32)
     x_later = weights.first_mlp(x) if rule.first_mlp else x
-    stages = screening_stages(weights.unembed, targets, seed=seed)
+    stages = screening_stages(weights.unembed, targets, seed=seed, vocab_size=vocab_size)
 
     shared = (jnp.stack([x, x_later]), stages, source.astype(np.int32), relation.astype(np.int32), k)
     if mesh is not None:

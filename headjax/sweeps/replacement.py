@@ -1,7 +1,6 @@
 """What takes the place of an ablated head's output: zeros, a mean, or another prompt's output."""
 
 from functools import partial
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from headjax.errors import InputError
 from headjax.mesh import ROWS, data_parts, fetch, model_mesh, spread
 from headjax.model import Transformer
 from headjax.prompts import PromptBatch
-from headjax.sweeps.batches import Replacement, prompt_chunks
+from headjax.sweeps.batches import Replacement, check_prompts, prompt_chunks
 from headjax.sweeps.prefill import SPECS, prefill
 
 ABLATIONS = ("zero", "mean", "resample")
@@ -24,8 +23,8 @@ def find_replacement(
     prompts: PromptBatch,
     ablation: str,
     *,
-    positions: Literal["last", "all"],
-    mean_over: Literal["prompts", "tokens"] = "prompts",
+    positions: str,
+    mean_over: str = "prompts",
     batch_size: int = 64,
     seed: int = 0,
 ) -> Replacement:
@@ -41,6 +40,9 @@ def find_replacement(
     Raises InputError for another `ablation`, and for prompts that have nobody to be resampled from: a
     single one or, at all positions, one without another of the same length.
     """
+    prompts = check_prompts(
+        prompts, model.config, positions=positions, mean_over=mean_over, batch_size=batch_size
+    )
     match ablation:
         case "zero":
             return lambda rows: np.zeros((model.config.n_layers, 1, 1, 1, 1), np.float32)

@@ -21,6 +21,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from headjax.axes import Head
+from headjax.errors import InputError
 from headjax.sweeps.relation_scores import Weights
 
 TILE = 4096  # tokens at a time
@@ -53,6 +54,8 @@ def salient_operations(
       first_mlp: whether x_s of later layers passes through the first MLP.
       vocab_size: rows of the embedding from here on are padding and stand for no token.
       track: wraps the layers as they are done, e.g. a progress bar.
+
+    Raises InputError for a head that the model does not have.
     """
     n_rows = min(vocab_size or len(weights.embedding), len(weights.embedding))
     tiles = _tiles(weights.embedding, n_rows)
@@ -71,7 +74,11 @@ def salient_operations(
             _layer_best(x, W_V, W_O, unembed, n_tokens=n_tokens, n_mapped=n_mapped, precision=precision)
         )
         for head in range(W_O.shape[0]) if wanted is None else wanted[layer]:
+            if not 0 <= head < W_O.shape[0]:
+                raise InputError(f"heads must exist: a layer has {W_O.shape[0]} heads; got L{layer}H{head}")
             found[Head(layer, head)] = SalientTokens(*(part[head] for part in best))
+    if wanted is not None and (missing := [at for at in wanted if not 0 <= at <= layer]):
+        raise InputError(f"heads must exist: the model has {layer + 1} layers; got layer {missing[0]}")
     return found
 
 

@@ -3,14 +3,17 @@
 One pass over the layers, as a wavefront: while a layer is on the device, the clean run of all prompts passes
 through it (`headjax.sweeps.visits`), and with it whatever the sweep wants of this layer. Of an ablation these
 are the rows, one for each variant and prompt, of all variants that started below; they decode against the
-keys and values that the clean run has just made, which no other layer needs. Then the layer's own variants
-start. Between layers the rows are kept by the host.
+keys and values that the clean run has just made, which no other layer needs. With them, in the same program,
+go the layer's own variants. Between layers the rows are kept by the host. The first row's variant edits
+nothing: all others are compared with it, and start where it is (see variant_step.py).
 
 Definitions and results are those of `head_ablation`, `dynamic_scores` and `logit_attribution`, which hold the
 whole model; so are the arguments.
 """
 
-from typing import Literal
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +28,9 @@ from headjax.metrics import Metrics, next_token_metrics
 from headjax.model import Block
 from headjax.prompts import PromptBatch
 from headjax.scores import Stage, screening_stages
-from headjax.sweeps.batches import Track, prompt_chunks, untracked
+from headjax.sweeps.batches import Track, check_prompts, prompt_chunks, untracked
 from headjax.sweeps.dynamic_scores import DynamicScores, check_sources, layer_hits, share_of_hits
-from headjax.sweeps.head_ablation import HeadAblation
+from headjax.sweeps.head_ablation import HeadAblation, single_gains
 from headjax.sweeps.logit_attribution import (
     LayerParts,
     LogitAttribution,
@@ -52,7 +55,7 @@ def head_ablation(
     *,
     ablation: str = "zero",
     positions: Positions = "last",
-    mean_over: Literal["prompts", "tokens"] = "prompts",
+    mean_over: str = "prompts",
     kv_groups: bool = False,
     batch_size: int = 64,
     variant_batch: int | None = None,
@@ -64,8 +67,11 @@ def head_ablation(
     The replacements are found in the same pass: a mean over z of this layer, or the z of donors that run
     beside the prompts.
 
-    Raises InputError for other positions, for a mean over tokens and for logits that are NaN.
+    Raises InputError as `check_prompts` does, for other positions, for a mean over tokens and for logits that
+    are NaN.
     """
+    how = {"positions": positions, "mean_over": mean_over, "variant_batch": variant_batch}
+    prompts = check_prompts(prompts, model.config, **how, batch_size=batch_size)
     if positions != "last" or (ablation == "mean" and mean_over != "prompts"):
         raise InputError(
             f"a streamed ablation is of the last position, means over prompts; got {positions}, {mean_over}"
@@ -74,10 +80,11 @@ def head_ablation(
         raise InputError(f"field 'ablation' must be one of {', '.join(ABLATIONS)}; got {ablation!r}")
     config, n_prompts = model.config, len(prompts.tokens)
     n_units = config.n_kv_heads if kv_groups else config.n_heads
-    gain = 1 - np.repeat(np.eye(n_units, dtype=np.float32), config.n_heads // n_units, axis=1)
+    gain = single_gains(config, n_units)
+    gain = np.concatenate([np.ones_like(gain[:1]), gain])
     chunks = prompt_chunks(n_prompts, batch_size)
-    B, M = len(chunks[0]), config.n_layers * n_units
-    size = min(M, variant_batch or n_units * -(-ENOUGH_ROWS[jax.default_backend()] // (n_units * B)))
+    B, M = len(chunks[0]), 1 + config.n_layers * n_units
+    size = min(M, variant_batch or 1 + n_units * -(-ENOUGH_ROWS[jax.default_backend()] // (n_units * B)))
 
     runs = [(prompts.tokens[rows], prompts.mask[rows]) for rows in chunks]
     if ablation == "resample":
@@ -86,12 +93,11 @@ def head_ablation(
             tuple(np.concatenate([own, other[rows]]) for own, other in zip(run, donors, strict=True))
             for run, rows in zip(runs, chunks, strict=True)
         ]
-    label, last, fronts = f"streamed head ablation ({ablation})", [], []
+    label, fronts = f"streamed head ablation ({ablation})", []
     for layer, block, clean in visit_layers(model, runs, track, label):
         if ablation == "mean":
             clean = list(clean)
             means = _relation_means(np.concatenate([run.z for run in clean])[:n_prompts], prompts)
-        last = []
         for i, run in enumerate(clean):
             own = jax.tree.map(lambda values: values[:B], run)
             replaced = {
@@ -100,19 +106,18 @@ def head_ablation(
                 "resample": lambda run=run: run.z[B:],
             }[ablation]()
             if layer == 0:
-                fronts.append(np.zeros((M, *own.before.shape), own.before.dtype))
-            valid = prompts.mask[chunks[i]]
-            _move_front(block, own, fronts[i], layer * n_units, size, valid)
-            started = slice(layer * n_units, (layer + 1) * n_units)
-            fronts[i][started] = _start(block, own.before, own.z, gain, replaced)
-            last.append(own.after)
+                fronts.append(np.repeat(np.asarray(own.before)[None], M, axis=0))
+            front, new = fronts[i], slice(1 + layer * n_units, 1 + (layer + 1) * n_units)
+            front[new] = front[0]
+            step = partial(_pass_layer, block, own.k, own.v, prompts.mask[chunks[i]], replaced)
+            for rows, moved in _by_size(step, new.stop, size, front, gain[:, layer]):
+                front[rows] = moved
         del block, clean, run, own
     columns = []
-    for rows, x, front in zip(chunks, last, fronts, strict=True):
+    for rows, front in zip(chunks, fronts, strict=True):
         answers = (prompts.answers[rows], None if prompts.distractors is None else prompts.distractors[rows])
-        parts = [_metrics(model.outer, x[None], *answers)]
-        parts += [_metrics(model.outer, front[i : i + size], *answers) for i in range(0, M, size)]
-        columns.append(jax.tree.map(lambda *parts: np.concatenate(parts), *jax.device_get(parts)))
+        parts = _by_size(lambda x: _metrics(model.outer, x, *answers), M, size, front)  # noqa: B023
+        columns.append(jax.tree.map(lambda *parts: np.concatenate(parts), *(part for _, part in parts)))
     metrics = jax.tree.map(lambda *parts: np.concatenate(parts, axis=1)[:, :n_prompts], *columns)
     bad = np.isnan(metrics.logprob).any(axis=0)
     if bad.any():
@@ -147,50 +152,32 @@ def _relation_means(z: Float[np.ndarray, "B H K"], prompts: PromptBatch) -> Floa
     return np.stack(means).astype(np.float32)[group]
 
 
-def _move_front(
-    block: Block,
-    clean: CleanLayer,
-    front: Float[np.ndarray, "M B D"],
-    n_started: int,
-    size: int,
-    valid: Bool[np.ndarray, "B S"],
-) -> None:
-    """Takes the first rows of the front through the layer, `size` variants at a time."""
-    for first in range(0, n_started, size):
-        stop = min(first + size, n_started)
-        start = min(first, len(front) - size)  # so that all batches have one size; what is extra is dropped
-        moved = np.asarray(_decode(block, front[start : start + size], clean.k, clean.v, valid))
-        front[first:stop] = moved[first - start : stop - start]
+def _by_size(step: Callable[..., Any], n: int, size: int, *arrays: np.ndarray) -> Iterator[tuple[slice, Any]]:
+    """``step`` of the first n rows of the arrays, always `size` of them at a time: equal rows stay equal."""
+    for first in range(0, n, size):
+        stop = min(first + size, n)
+        rows = np.resize(np.arange(first, stop), size)  # the last ones are filled up
+        values = jax.device_get(step(*(array[rows] for array in arrays)))
+        yield slice(first, stop), jax.tree.map(lambda values: values[: stop - first], values)  # noqa: B023
 
 
 @jax.jit
-def _start(
+def _pass_layer(
     block: Block,
-    x: Float[Array, "B D"],
-    z: Float[Array, "B H K"],
-    gain: Float[Array, "M H"],
-    replacement: Float[Array, "#B #H #K"],
-) -> Float[Array, "M B D"]:
-    """The residual after the layer in which a variant edits heads."""
-    edit = jax.vmap(lambda gain: apply_edit(z[:, None], gain[None, None], replacement[:, None]))
-    return jax.vmap(lambda z: block.finish(x[:, None], z)[:, 0])(edit(gain))
-
-
-@jax.jit
-def _decode(
-    block: Block,
-    x: Float[Array, "M B D"],
     k: Float[Array, "B S G K"],
     v: Float[Array, "B S G K"],
     valid: Bool[Array, "B S"],
+    replacement: Float[Array, "#B #H #K"],
+    x: Float[Array, "M B D"],
+    gain: Float[Array, "M H"],
 ) -> Float[Array, "M B D"]:
-    """One decode step of every variant through a layer that it does not edit."""
+    """One decode step of every variant through a layer, where those whose gain is not 1 edit it."""
     # [M B] stands where a full run has [B S].
     positions = jnp.broadcast_to(valid.sum(axis=1)[None] - 1, x.shape[:2])
     q, k_new, v_new = block.attn.project(block.ln1(x), positions)
     how = {"precision": block.config.precision, "implementation": block.config.implementation}
     z = variant_decode(q, k, v, k_new, v_new, valid=valid, **how)
-    return block.finish(x, z)
+    return block.finish(x, apply_edit(z, gain[:, None], replacement[None]))
 
 
 # --- dynamic scores -----------------------------------------------------------------------------------
@@ -199,18 +186,20 @@ def _decode(
 def dynamic_scores(
     model: LayeredModel,
     prompts: PromptBatch,
-    top_k: Int[np.ndarray, " B"],
+    top_k: Any,
     *,
     batch_size: int = 64,
     seed: int = 0,
+    vocab_size: int | None = None,
     track: Track = untracked,
 ) -> DynamicScores:
     """Dynamic scores of every head, all four kinds from one pass over the layers.
 
     Raises InputError for a prompt without a source and for head outputs that are not finite.
     """
-    check_sources(prompts)
-    stages = screening_stages(model.outer.unembed_rows, prompts.answers, seed=seed)
+    prompts = check_prompts(prompts, model.config, batch_size=batch_size)
+    top_k = check_sources(prompts, top_k)
+    stages = screening_stages(model.outer.unembed_rows, prompts.answers, seed=seed, vocab_size=vocab_size)
     chunks = prompt_chunks(len(prompts.tokens), batch_size)
     runs = [(prompts.tokens[rows], prompts.mask[rows]) for rows in chunks]
     hits, finite = [], np.ones(len(prompts.tokens), bool)
@@ -248,7 +237,7 @@ def logit_attribution(
     model: LayeredModel,
     prompts: PromptBatch,
     *,
-    metric: Literal["logit", "logit_diff"] = "logit",
+    metric: str = "logit",
     batch_size: int = 64,
     track: Track = untracked,
 ) -> LogitAttribution:
@@ -259,6 +248,7 @@ def logit_attribution(
 
     Raises InputError for "logit_diff" of prompts without distractors and for logits that are not finite.
     """
+    prompts = check_prompts(prompts, model.config, batch_size=batch_size)
     distractors = asked_distractors(prompts, metric)
     chunks = prompt_chunks(len(prompts.tokens), batch_size)
     runs = [(prompts.tokens[rows], prompts.mask[rows]) for rows in chunks]

@@ -21,14 +21,15 @@ from headjax.sweeps.batches import (
     Remember,
     Replacement,
     Track,
+    check_prompts,
     compute_anew,
     describe_rows,
     prompt_chunks,
     replacement_spec,
     untracked,
 )
-from headjax.sweeps.prefill import SPECS
-from headjax.sweeps.variant_step import Positions, VariantEdit, clean_step, variant_step
+from headjax.sweeps.prefill import SPECS, prefill
+from headjax.sweeps.variant_step import Positions, VariantEdit, variant_step
 
 # Rows of a product (variants times the positions that are run) beyond which more gain little; measured on
 # CPU only.
@@ -42,7 +43,11 @@ _log = logging.getLogger(__name__)
 
 
 class VariantRuns(NamedTuple):
-    """Metrics of the clean run, each [B], and of every variant, each [M B]; numpy arrays."""
+    """Metrics of the clean run, each [B], and of every variant, each [M B]; numpy arrays.
+
+    The clean run is a variant that edits nothing, run beside the others: any other that changes nothing
+    gives the same bits, in every dtype.
+    """
 
     clean: Metrics
     edited: Metrics
@@ -77,24 +82,28 @@ def run_variants(
 
     Raises InputError for logits that are NaN, and where memory cannot hold a single variant.
     """
-    n_variants = len(gain)
-    if n_variants == 0:  # a clean one then tells what a variant gives, and is left out at the end
-        gain = np.ones((1, *gain.shape[1:]), np.float32)
+    prompts = check_prompts(
+        prompts, model.config, positions=positions, batch_size=batch_size, variant_batch=variant_batch
+    )
+    if gain.ndim != 3 or gain.shape[1:] != (model.config.n_layers, model.config.n_heads):
+        L, H = model.config.n_layers, model.config.n_heads
+        raise InputError(f"gains must be [M L H] with L={L} and H={H}; got {list(gain.shape)}")
+    gain = np.concatenate([np.ones((1, *gain.shape[1:]), np.float32), gain.astype(np.float32)])
     mesh, start = model_mesh(model), _start_layers(gain)
 
-    def prepare(rows: Int[np.ndarray, " rows"], split: Split) -> tuple[Metrics, tuple]:
-        run = spread(clean_step, mesh, *_CLEAN_SPECS[split], positions=positions)
+    def prepare(rows: Int[np.ndarray, " rows"], split: Split) -> tuple[None, tuple]:
+        run = spread(prefill, mesh, *_CLEAN_SPECS[split], keep=positions)
         answers = (prompts.answers[rows], None if prompts.distractors is None else prompts.distractors[rows])
-        clean, metrics = run(model, prompts.tokens[rows], prompts.mask[rows], *answers)
-        return metrics, (clean, replacement(rows), answers)
+        return None, (run(model, prompts.tokens[rows], prompts.mask[rows]), replacement(rows), answers)
 
-    def step(prepared: tuple, variants: Int[np.ndarray, " size"], split: Split) -> Metrics:
-        clean, replaced, answers = prepared
+    def step(shared: tuple, variants: Int[np.ndarray, " size"], split: Split) -> tuple[Metrics, tuple]:
+        clean, replaced, answers = shared
         run = spread(variant_step, mesh, *_variant_specs(split, replaced), positions=positions)
-        edit = VariantEdit(gain[variants].astype(np.float32), replaced)
-        return run(model, clean, edit, start[variants].min(), *answers)
+        edit = VariantEdit(gain[variants], replaced)
+        metrics, entries = run(model, clean, edit, start[variants].min(), *answers)
+        return metrics, (clean._replace(**entries._asdict()), replaced, answers)
 
-    clean, edited = sweep_variants(
+    _, values = sweep_variants(
         *(model, start, prompts.tokens.shape, prepare, step),
         positions=positions,
         batch_size=batch_size,
@@ -103,7 +112,7 @@ def run_variants(
         remember=remember,
         label=label,
     )
-    runs = VariantRuns(clean, jax.tree.map(lambda values: values[:n_variants], edited))
+    runs = VariantRuns(*(jax.tree.map(lambda rows, at=at: rows[at], values) for at in (0, slice(1, None))))
     bad = np.isnan(runs.clean.logprob) | np.isnan(runs.edited.logprob).any(axis=0)
     if bad.any():
         raise InputError(f"logits must be numbers; {prompts.prompts[int(bad.argmax())].name} gives NaN")
@@ -115,7 +124,7 @@ def sweep_variants(
     start: Int[np.ndarray, " M"],
     shape: tuple[int, int],
     prepare: Callable[[Int[np.ndarray, " rows"], Split], tuple[Any, Any]],
-    step: Callable[[Any, Int[np.ndarray, " size"], Split], Any],
+    step: Callable[[Any, Int[np.ndarray, " size"], Split], tuple[Any, Any]],
     *,
     positions: Positions,
     batch_size: int,
@@ -127,12 +136,17 @@ def sweep_variants(
 ) -> tuple[Any, Any]:
     """What `prepare` says of every prompt and `step` of every variant on every prompt, as numpy arrays.
 
+    The first variant must change nothing: it is what all others are compared with. It is the first of the
+    first batch (and of each copy's share of it), so that all variants can enter where it was, see
+    `variant_step.Entries`. Every batch of some prompts has the same size, and runs the same program.
+
     Args:
-      start: the layer at which each variant begins; those that begin together are run together.
+      start: the layer at which each variant begins, the first one's being the lowest; those that begin
+        together are run together.
       shape: [B S] of the prompts.
-      prepare: (prompts' rows, how the copies of the model share the work) -> (values [rows], what `step`
-        needs of these prompts).
-      step: (that, which variants, the same split) -> values [size rows].
+      prepare: (prompts' rows, how the copies of the model share the work) -> (values [rows], what the first
+        `step` needs of these prompts).
+      step: (that, which variants, the same split) -> (values [size rows], what all later steps need).
       streams: how many residual streams a variant keeps, for the guess of what fits into memory.
     """
     n_prompts, S = shape
@@ -144,31 +158,53 @@ def sweep_variants(
     if size is None:
         guessed_by = (streams * len(chunks[0]) // by_prompt, S)
         choose = partial(choose_variant_batch, model, guessed_by, positions)
-        size = by_variant * remember(f"{label}, how many of prompts {guessed_by}", choose)
+        # One more, so that the variant that changes nothing pushes none out of its layer's batch.
+        size = by_variant * (1 + remember(f"{label}, how many of prompts {guessed_by}", choose))
     size = max(1, min(size, len(start)))
-    order = np.argsort(start, kind="stable")
+    order = np.concatenate([[0], 1 + np.argsort(start[1:], kind="stable")])
 
-    def run(prepared: Callable[[], tuple[Any, Any]], variants: np.ndarray, size: int) -> Any:
-        _, shared = prepared()
-        parts = []
-        places = -(-size // by_variant) * by_variant
-        for first in range(0, len(variants), size):
-            part = np.resize(variants[first : first + size], places)  # the last one is filled up
-            values = fetch(step(shared, part, split))
-            parts.append(jax.tree.map(lambda values: values[:size], values))
-        return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(variants)], *parts)
+    def places(size: int) -> tuple[int, int]:
+        """Of a batch, and how many variants the first batch holds: every copy runs the first one of all."""
+        n = -(-size // by_variant) * by_variant
+        return n, n - by_variant + 1
+
+    def enter(rows: np.ndarray, size: int) -> tuple[Any, Any, Any]:
+        """Values of the prompts and of the first batch's variants, and what later batches need."""
+        of_prompts, shared = prepare(rows, split)
+        n, n_first = places(size)
+        here = np.flatnonzero(np.arange(n) % (n // by_variant))[: len(order) - 1]
+        variants = np.zeros(n, order.dtype)
+        variants[here] = order[1:n_first]
+        values, shared = step(shared, variants, split)
+        return fetch(of_prompts), jax.tree.map(lambda values: values[[0, *here]], fetch(values)), shared
+
+    def run(entered: Callable[[int], tuple[Any, Any, Any]], first: int, stop: int, size: int) -> Any:
+        """Values of the variants from one place in the order to another."""
+        _, values, shared = entered(size)
+        n, n_first = places(size)
+        parts = [jax.tree.map(lambda values: values[first:stop], values)]
+        for i in range(max(first, n_first), stop, n):
+            part = order[i : min(i + n, stop)]
+            values = fetch(step(shared, np.resize(part, n), split)[0])  # the last one is filled up
+            parts.append(jax.tree.map(lambda values: values[: len(part)], values))  # noqa: B023
+        return jax.tree.map(lambda *parts: np.concatenate(parts), *parts)
 
     columns = []
     for rows in chunks:
-        prepared = cache(partial(prepare, rows, split))  # runs when the first of its variants does
-        batches = [order[i : i + size] for i in range(0, len(order), size)]
+        entered = cache(partial(enter, rows))  # runs when the first of its variants does
+        n, n_first = places(size)
+        ends = [*range(n_first, len(order), n), len(order)]
+        batches = list(zip([0, *ends], ends, strict=False))
         name = f"{label}, {describe_rows(rows)}"
-        of_prompts = remember(f"{name}, clean", lambda: fetch(prepared()[0]))  # noqa: B023
+        of_prompts, size = remember(
+            f"{name}, clean",
+            partial(_halve_until_it_fits, lambda size: entered(size)[0], size),  # noqa: B023
+        )
         parts = []
-        for i, variants in enumerate(track(batches, len(batches), label)):
+        for first, stop in track(batches, len(batches), label):
             part, size = remember(
-                f"{name}, variants {i * len(batches[0])} + {len(variants)}",
-                partial(_halve_until_it_fits, partial(run, prepared, variants), size),
+                f"{name}, variants {first} + {stop - first}",
+                partial(_halve_until_it_fits, partial(run, entered, first, stop), size),
             )
             parts.append(part)
         of_variants = jax.tree.map(lambda *parts: np.concatenate(parts), *parts)
@@ -180,25 +216,26 @@ def sweep_variants(
     return of_prompts, jax.tree.map(lambda values: values[back], of_variants)
 
 
-# How the arguments and results of `clean_step` are split over the copies of the model.
-_CLEAN_SPECS = {
-    "prompts": ((ROWS, ROWS, ROWS, ROWS), (SPECS, ROWS)),
-    "variants": ((WHOLE, WHOLE, WHOLE, WHOLE), WHOLE),
-}
+# How the arguments and results of `prefill` are split over the copies of the model.
+_CLEAN_SPECS = {"prompts": ((ROWS, ROWS), SPECS), "variants": ((WHOLE, WHOLE), WHOLE)}
 
 
-def _variant_specs(split: str, replaced: Array | np.ndarray) -> tuple[tuple, PartitionSpec]:
+def _variant_specs(split: str, replaced: Array | np.ndarray) -> tuple[tuple, Any]:
     """The same for `variant_step`."""
     if split == "prompts":
         edit = VariantEdit(WHOLE, replacement_spec(replaced))
         return (SPECS, edit, WHOLE, ROWS, ROWS), PartitionSpec(None, DATA_AXIS)
-    return (WHOLE, VariantEdit(ROWS, WHOLE), WHOLE, WHOLE, WHOLE), ROWS
+    # Each copy's own first variant edits nothing, or none does: all hand on the same entries.
+    return (WHOLE, VariantEdit(ROWS, WHOLE), WHOLE, WHOLE, WHOLE), (ROWS, WHOLE)
 
 
 def _start_layers(gain: Float[np.ndarray, "M L H"]) -> Int[np.ndarray, " M"]:
-    """Each variant's first edited layer; the last layer for one that edits nothing: it is the clean run."""
+    """Each variant's first edited layer; the last layer for one that edits nothing, and for the first of
+    all, which edits nothing either, the lowest of the others'."""
     edited = (gain != 1).any(axis=2)
-    return np.where(edited.any(axis=1), edited.argmax(axis=1), gain.shape[1] - 1).astype(np.int32)
+    start = np.where(edited.any(axis=1), edited.argmax(axis=1), gain.shape[1] - 1).astype(np.int32)
+    start[0] = start.min()
+    return start
 
 
 def _halve_until_it_fits(run: Callable[[int], Any], size: int) -> tuple[Any, int]:
