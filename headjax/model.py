@@ -20,6 +20,7 @@ from headjax.attention import Attention
 from headjax.axes import HeadOutputs, Logits, Residual, TokenMask, Tokens
 from headjax.config import ModelConfig
 from headjax.edits import HeadEdit
+from kernels import dispatch
 
 ACTIVATIONS = {
     "gelu": partial(jax.nn.gelu, approximate=False),
@@ -166,7 +167,7 @@ class Transformer(nnx.Module):
         self.ln_final = Norm(config, (), dtype)
         self.unembed = Unembed(config, init, rngs, dtype)
 
-    @partial(jax.jit, static_argnames="return_z")
+    @partial(dispatch.jit, static_argnames="return_z")
     def __call__(
         self,
         tokens: Tokens,

@@ -25,6 +25,7 @@ from headjax.config import ModelConfig
 from headjax.errors import InputError
 from headjax.model import Block, Transformer, mask_positions
 from headjax.sweeps.batches import Remember, Track, compute_anew, map_prompts, untracked
+from kernels import dispatch
 
 PATTERNS = ("previous", "duplicate", "induction")
 
@@ -97,7 +98,7 @@ def attention_patterns(
     return AttentionPatterns(*scores, n_tokens=dict(zip(PATTERNS, n_tokens.tolist(), strict=True)))
 
 
-@jax.jit
+@dispatch.jit
 def _attention_to_targets(
     model: Transformer, tokens: Tokens, mask: TokenMask
 ) -> tuple[Float[Array, "B 3 L H"], Int[Array, "B 3"]]:

@@ -24,6 +24,7 @@ from headjax.model import Block, Transformer, mask_positions
 from headjax.prompts import PromptBatch
 from headjax.sweeps.batches import Remember, Track, compute_anew, map_prompts, untracked
 from headjax.sweeps.replacement import Replacement, find_replacement
+from kernels import dispatch
 
 
 def _logprob(
@@ -93,7 +94,7 @@ def gradient_attribution(
     return effects
 
 
-@partial(jax.jit, static_argnames=("metric", "positions"))
+@partial(dispatch.jit, static_argnames=("metric", "positions"))
 def _gradient(
     model: Transformer,
     tokens: Int[Array, "B S"],
@@ -114,14 +115,14 @@ def _gradient(
 
     def total(gain: Float[Array, "L B 1 H"]) -> Float[Array, ""]:
         if positions == "last":
-            before = jnp.ones((config.n_layers, B, S - 1, config.n_heads))
+            before = jnp.ones((config.n_layers, B, S - 1, config.n_heads), jnp.float32)
             gain = jnp.concatenate([before, gain], axis=2)
         edits = HeadEdit(gain, replacement)
         x, _ = jax.lax.scan(layer, model.embed(tokens, at), (model.blocks, edits))
         return DIFFERENTIABLE[metric](model.logits(x[:, -1]), answers, distractors).sum()
 
     # A prompt's gains reach its own metric alone, so the sum's derivative is every prompt's own.
-    gradient = jax.grad(total)(jnp.ones((config.n_layers, B, 1, config.n_heads)))
+    gradient = jax.grad(total)(jnp.ones((config.n_layers, B, 1, config.n_heads), jnp.float32))
     return jnp.moveaxis(gradient[:, :, 0], 1, 0)
 
 

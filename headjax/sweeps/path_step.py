@@ -30,6 +30,7 @@ from headjax.metrics import logit_difference
 from headjax.model import Block, Transformer
 from headjax.sweeps.prefill import SPECS, Prefill, prefill
 from headjax.sweeps.variant_step import Positions, TokenIds, layer_of
+from kernels import dispatch
 from kernels.variant_decode import variant_decode
 
 
@@ -66,7 +67,7 @@ STEP_SPECS = {
 }
 
 
-@partial(jax.jit, static_argnames="positions")
+@partial(dispatch.jit, static_argnames="positions")
 def patch_prefill(
     model: Transformer,
     tokens: Tokens,
@@ -86,7 +87,7 @@ def patch_prefill(
     return difference, Patch(clean, change, jnp.asarray(answers), jnp.asarray(distractors))
 
 
-@jax.jit
+@dispatch.jit
 def direct_step(
     model: Transformer,
     tokens: Tokens,
@@ -114,7 +115,7 @@ def direct_step(
     return of_clean, of_corrupted, jnp.moveaxis(patched, 2, 0)
 
 
-@jax.jit
+@dispatch.jit
 def logits_step(
     model: Transformer,
     patch: Patch,
@@ -127,7 +128,7 @@ def logits_step(
     return logit_difference(model, path[:, :, -1], patch.answers, patch.distractors)
 
 
-@jax.jit
+@dispatch.jit
 def receivers_step(
     model: Transformer,
     patch: Patch,

@@ -41,6 +41,7 @@ from headjax.sweeps.replacement import ABLATIONS, find_donors, relation_groups
 from headjax.sweeps.variant_step import Positions
 from headjax.sweeps.variants import ENOUGH_ROWS
 from headjax.sweeps.visits import CleanLayer, visit_layers
+from kernels import dispatch
 from kernels.variant_decode import variant_decode
 
 # --- head ablation ------------------------------------------------------------------------------------
@@ -121,7 +122,7 @@ def head_ablation(
     return HeadAblation(jax.tree.map(lambda values: values[0], metrics), ablated)
 
 
-_metrics = jax.jit(next_token_metrics)
+_metrics = dispatch.jit(next_token_metrics)
 
 
 def _relation_means(z: Float[np.ndarray, "B H K"], prompts: PromptBatch) -> Float[np.ndarray, "B H K"]:
@@ -147,7 +148,7 @@ def _move_front(
         front[first:stop] = moved[first - start : stop - start]
 
 
-@jax.jit
+@dispatch.jit
 def _start(
     block: Block,
     x: Float[Array, "B D"],
@@ -160,7 +161,7 @@ def _start(
     return jax.vmap(lambda z: block.finish(x[:, None], z)[:, 0])(edit(gain))
 
 
-@jax.jit
+@dispatch.jit
 def _decode(
     block: Block,
     x: Float[Array, "M B D"],
@@ -210,7 +211,7 @@ def dynamic_scores(
     return share_of_hits(np.stack(hits, axis=1), finite, prompts)
 
 
-@jax.jit
+@dispatch.jit
 def _head_hits(
     block: Block,
     run: CleanLayer,
@@ -268,10 +269,10 @@ def logit_attribution(
     return check_finite(result, prompts)
 
 
-_read_out, _scale_parts = jax.jit(read_out), jax.jit(scale_parts)
+_read_out, _scale_parts = dispatch.jit(read_out), dispatch.jit(scale_parts)
 
 
-@jax.jit
+@dispatch.jit
 def _layer_parts(block: Block, run: CleanLayer, direction: Float[Array, "B D"]) -> LayerParts:
     attention = block.attn
     weights = attention.W_O[...], attention.b_O[...]

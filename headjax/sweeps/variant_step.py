@@ -27,6 +27,7 @@ from headjax.edits import HeadEdit, apply_edit
 from headjax.metrics import Metrics, next_token_metrics
 from headjax.model import Block, Transformer
 from headjax.sweeps.prefill import Prefill, prefill
+from kernels import dispatch
 from kernels.variant_decode import variant_decode
 
 Positions = Literal["last", "all"]
@@ -43,7 +44,7 @@ class VariantEdit(NamedTuple):
     replacement: Float[Array | np.ndarray, " L #B #P #H #K"]
 
 
-@partial(jax.jit, static_argnames="positions")
+@partial(dispatch.jit, static_argnames="positions")
 def clean_step(
     model: Transformer,
     tokens: Tokens,
@@ -58,7 +59,7 @@ def clean_step(
     return clean, next_token_metrics(model, clean.residual[-1, :, -1], answers, distractors)
 
 
-@partial(jax.jit, static_argnames="positions")
+@partial(dispatch.jit, static_argnames="positions")
 def variant_step(
     model: Transformer,
     clean: Prefill,
