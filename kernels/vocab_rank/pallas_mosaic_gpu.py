@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Float, Int
 
-from kernels import hopper
+from kernels import hopper, platform
 
 TILE = 128  # queries, and tokens: square, so that the targets' own logits are a diagonal
 STAGES = 3  # steps of the contracted axis that are in shared memory at once
@@ -57,6 +57,7 @@ def shared_memory_bytes() -> int:
     return STAGES * 2 * TILE * hopper.LINE * 2 + 6 * TILE * 4
 
 
+@platform.narrow
 def rank_rows(
     x: Float[Array, "R C"],
     columns: Float[Array, "V C"],
