@@ -48,7 +48,7 @@ def is_lowered() -> bool:
 
 
 def narrow(kernel: Callable) -> Callable:
-    """Traces a kernel with 32-bit indices, whatever JAX_ENABLE_X64 says: on these chips there are no others."""
+    """Traces a kernel with 32-bit indices, the only ones on these chips, whatever JAX_ENABLE_X64 says."""
 
     @functools.wraps(kernel)
     def traced(*args: Any, **kwargs: Any) -> Any:
