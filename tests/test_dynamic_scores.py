@@ -7,7 +7,6 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from headjax.errors import InputError
 from headjax.prompt_sets import template_prompts
@@ -19,6 +18,7 @@ from tests import torch_oracle
 from tests.random_prompts import random_prompts
 from tests.test_model import CONFIGS, informative_model
 from tests.tiny_tokenizers import byte_level
+from tests.torch_or_skip import torch
 from tests.twins import twins
 
 GROUPS = (("capitals", "<X> is"), ("capitals", "No <X>"), ("copying", "<X> is"))

@@ -14,7 +14,6 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file
 
 import headjax
@@ -23,6 +22,7 @@ from headjax import InputError, load_model
 from headjax.checkpoint import read_provenance
 from headjax.zoo import MODELS, display_name, find_entry, find_source
 from tests import torch_oracle
+from tests.torch_or_skip import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
