@@ -13,11 +13,10 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-import jax
 from absl import flags
 
 from experiments import planted
@@ -53,11 +52,9 @@ from headjax.errors import InputError, run_main, shown
 from headjax.grid import GridSet, save_csv, save_npz
 from headjax.io import check_file_names
 from headjax.mesh import check_alike, is_first_process, start_processes
-from headjax.scores import is_fused
 from headjax.summary import SummaryRow, skipped_row
 from kernels import platform
-from kernels.head_attention.api import DEFAULT as HEAD_ATTENTION
-from kernels.variant_decode.api import DEFAULT as VARIANT_DECODE
+from kernels.dispatch import Choice
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -81,7 +78,6 @@ def run_alone(config: RunConfig, stages: Stages) -> list[Path]:
     out = Path(config.out)
     if is_first_process():
         check_out(out)
-    jax.config.update("jax_default_matmul_precision", config.precision)
     with forced(config):
         platform.require(config.implementation)
 
@@ -215,27 +211,20 @@ def describe(config: RunConfig, subjects: Sequence[Subject], stages: Stages) -> 
         ],
         "versions": versions(),
         "devices": devices(),
-        "implementations": implementations(config),
-        "precision": config.precision,
+        "implementations": implementations(stages.ran),
+        "precision": " and ".join(sorted({choice.precision for choice in stages.ran})),
         "seconds": stages.seconds,
         "seconds_each": stages.seconds_each,  # of layers, or of batches, as each analysis goes
         "peak_bytes": peak_memory(),
     }
 
 
-def implementations(config: RunConfig) -> dict[str, str]:
-    """Which implementation of each kernel the run's analyses used, and "xla" for what stands in for one."""
-    analyses, name, used = set(config.analyses), config.implementation, {}
-    scored, ablated = {"relation_scores", "dynamic_scores"}, {"head_ablation", "ablation_curves"}
-    patched = {"path_patching", "circuit_discovery"}
-    if analyses - {"relation_scores", "salient_operations", "universality"}:
-        used["head_attention"] = name or HEAD_ATTENTION
-    if analyses & (ablated | patched if config.positions == "last" else {"ablation_curves"}):
-        used["variant_decode"] = name or VARIANT_DECODE
-    if is_fused(name) and analyses & (scored | ablated):
-        return used | {"vocab_rank": name}
-    own_code = {"relation_hits": scored, "next_token_metrics": ablated}
-    return used | {what: "xla" for what, users in own_code.items() if analyses & users}
+def implementations(ran: Iterable[Choice]) -> dict[str, str]:
+    """What each op, or what stands in for one, was computed by; several are joined by "and"."""
+    names: dict[str, set[str]] = {}
+    for choice in sorted(ran):
+        names.setdefault(choice.op, set()).add(choice.implementation)
+    return {op: " and ".join(sorted(chosen)) for op, chosen in names.items()}
 
 
 @contextlib.contextmanager

@@ -12,24 +12,31 @@ import jax
 import tqdm
 
 from headjax.mesh import is_first_process
+from kernels import dispatch
 
 PACKAGES = ("headjax", "jax", "jaxlib", "flax", "tensorstore", "transformers", "numpy", "matplotlib")
 T = TypeVar("T")
 
 
 class Stages:
-    """Times the stages of a run: a progress bar each on a terminal, one line each elsewhere."""
+    """Times the stages of a run and records what computes them.
+
+    Each has a progress bar on a terminal and one line elsewhere.
+    """
 
     def __init__(self, progress: bool):
         self.bars = progress and sys.stderr.isatty() and is_first_process()
         self.seconds: dict[str, float] = {}
         self.seconds_each: dict[str, float] = {}
+        self.ran: set[dispatch.Choice] = set()
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Measures what happens inside and prints its one line."""
         start = time.perf_counter()
-        yield
+        with dispatch.recording() as ran:
+            yield
+        self.ran |= ran
         self.seconds[name] = self.seconds.get(name, 0) + time.perf_counter() - start
         if not self.bars and is_first_process():
             print(f"{name}: {self.seconds[name]:.1f} s", file=sys.stderr, flush=True)

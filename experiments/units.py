@@ -1,6 +1,7 @@
 """The finished parts of a run, kept on disk, so that a run that was killed goes on where it was.
 
-A unit is what one step of a sweep gave: a layer's hits, a batch's metrics, an analysis' grids. Its file takes
+A unit is what one step of a sweep gave (a layer's hits, a batch's metrics, an analysis' grids) and
+what it was computed by: the record of a run that goes on is whole (kernels/dispatch.py). Its file takes
 its name only when it is whole, and begins with the digest of what follows: a file that a power cut has
 damaged counts as absent. No pickle: reading a unit runs no code that it brings along.
 
@@ -23,6 +24,7 @@ from headjax.errors import InputError
 from headjax.io import atomic_write
 from headjax.mesh import check_alike, is_first_process
 from headjax.sweeps.batches import Remember
+from kernels import dispatch
 
 SUFFIX = ".unit"
 
@@ -60,10 +62,14 @@ class Units:
                 name += f" ~{self._asked[name]}"
             stem = hashlib.sha256(name.encode()).hexdigest()[:32]  # a name may be too long for a file's
             if stem in self._found:
-                return unpack(self._found[stem])
-            value = compute()
+                value, ran = unpack(self._found[stem])
+                for choice in ran:
+                    dispatch.note(*choice)
+                return value
+            with dispatch.recording() as ran:
+                value = compute()
             if is_first_process():
-                self._store(stem, pack(value))
+                self._store(stem, pack((value, [tuple(choice) for choice in sorted(ran)])))
             return value
 
         return remember

@@ -23,6 +23,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from headjax.errors import InputError
+from kernels import dispatch
 
 T = TypeVar("T")
 DATA_AXIS = "data"
@@ -237,7 +238,7 @@ def fetch(tree: Any) -> Any:
 @lru_cache(maxsize=64)
 def compile_step(step: Callable, mesh: Mesh, in_specs: tuple, out_specs: Any, static: tuple = ()) -> Callable:
     """The jitted step that `spread` calls: over "data" by hand, over "model" as the compiler sees fit."""
-    return jax.jit(
+    return dispatch.jit(
         jax.shard_map(
             partial(step, **dict(static)),
             mesh=mesh,

@@ -19,6 +19,7 @@ from jaxtyping import Float, Int
 from headjax.mesh import MODEL_AXIS, WHOLE, vocabulary_parts
 from headjax.model import Transformer
 from headjax.scores import is_fused
+from kernels import dispatch
 from kernels.vocab_rank import vocab_rank
 
 METRICS = ("logprob", "logit_diff", "accuracy")
@@ -64,6 +65,7 @@ def next_token_metrics(
         values = _fused(model, rows, tokens)
         return jax.tree.map(lambda value: value.reshape(x.shape[:-1]), values)
 
+    dispatch.note("next_token_metrics", "xla", model.config.precision)
     n_parts = vocabulary_parts(model.config.vocab_size)
     walk = partial(_walk_vocabulary, precision=model.config.precision)
     if n_parts > 1:
@@ -75,7 +77,7 @@ def next_token_metrics(
             check_vma=False,
         )
     bias = model.b_U.astype(jnp.float32)
-    parts = jnp.arange(n_parts)
+    parts = jnp.arange(n_parts, dtype=jnp.int32)
     own, top, total = walk(parts, model.unembed_rows, bias, rows, tokens.T)  # each [n_parts rows ..]
     greatest = top.max(axis=0)
     log_total = greatest + jnp.log(jnp.sum(total * jnp.exp(top - greatest[None]), axis=0))
@@ -164,13 +166,14 @@ def _one_row(
             precision=precision,
             preferred_element_type=jnp.float32,
         ) + lax.dynamic_slice_in_dim(bias, start, tile)
-        logits = jnp.where(start + jnp.arange(tile) >= first, logits, -jnp.inf)
+        logits = jnp.where(start + jnp.arange(tile, dtype=start.dtype) >= first, logits, -jnp.inf)
         new_top = jnp.maximum(top, logits.max())
         total = total * jnp.exp(top - new_top) + jnp.exp(logits - new_top).sum()
         here = (tokens >= first) & (tokens < jnp.minimum(first + tile, n_tokens))
         return jnp.where(here, logits[jnp.clip(tokens - start, 0, tile - 1)], own), new_top, total
 
-    blank = (jnp.zeros(tokens.shape), jnp.full((), -jnp.inf), jnp.zeros(()))
+    zero = jnp.zeros((), jnp.float32)
+    blank = (jnp.zeros(tokens.shape, jnp.float32), jnp.full_like(zero, -jnp.inf), zero)
     return lax.fori_loop(0, -(-n_tokens // tile), add_tile, blank)
 
 
@@ -181,6 +184,7 @@ def logit_difference(
     distractors: Int[Array | np.ndarray, " B"],
 ) -> Float[Array, "*rows B"]:
     """The answer's logit minus the distractor's of residuals before the final norm, of no other token's."""
+    dispatch.note("logit_difference", "xla", model.config.precision)
     own, other = (
         (model.unembed_rows[ids].astype(jnp.float32), model.b_U[ids].astype(jnp.float32))
         for ids in (jnp.asarray(answers), jnp.asarray(distractors))

@@ -37,6 +37,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int, UInt16
 
 from headjax.inputs import check_ids
+from kernels import dispatch
 from kernels.vocab_rank import vocab_rank
 
 DRAWS = (512, 2560, 7680, 20480, 53248)  # tokens seen after each early stage, beside the run's own targets
@@ -87,7 +88,7 @@ class Counts(NamedTuple):
 
 def no_counts(shape: tuple[int, ...]) -> Counts:
     """What counting begins with."""
-    return Counts(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.int32), jnp.zeros(shape))
+    return Counts(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
 
 
 class Hits(NamedTuple):
@@ -181,6 +182,7 @@ def relation_hits(
         how = {"cap": k, "precision": precision, "implementation": implementation}
         rank = vocab_rank(q, _widen(last.rows), last.target, W_O=W_O, **how)
         return Hits(rank.above < k[None], rank.below < k[None])
+    dispatch.note("relation_hits", "xla", precision)
     undecided, counts = jnp.ones(q.shape[:2], bool), no_counts(q.shape[:2])
     margin = rounding_margin(q, W_O, last.largest)
     for stage in early:
@@ -271,7 +273,7 @@ def _count_pooled(
     n_heads, n_pairs, d_head = q.shape
     n_slots = min(n_pairs, d_head)
     pair = jax.vmap(lambda chosen: jnp.nonzero(chosen, size=n_slots, fill_value=n_pairs)[0])(undecided)
-    head = jnp.arange(n_heads)[:, None]
+    head = jnp.arange(n_heads, dtype=pair.dtype)[:, None]
     x = _head_rows(q[head, pair], W_O, jnp.max(jnp.sum(undecided, axis=1)), precision).reshape(
         -1, W_O.shape[2]
     )
@@ -302,7 +304,8 @@ def _head_rows(
         part = jnp.matmul(lax.dynamic_slice_in_dim(q, start, chunk, axis=1), W_O, precision=precision)
         return lax.dynamic_update_slice_in_dim(x, part, start, axis=1)
 
-    return lax.fori_loop(0, -(-n_used // chunk), add_chunk, jnp.zeros((*q.shape[:2], W_O.shape[2])))
+    nothing = jnp.zeros((*q.shape[:2], W_O.shape[2]), jnp.float32)
+    return lax.fori_loop(0, -(-n_used // chunk), add_chunk, nothing)
 
 
 def _times_rows(x: Float[Array, "C D"], rows: Rows, precision: str) -> Float[Array, "C T"]:
@@ -317,7 +320,8 @@ def _times_rows(x: Float[Array, "C D"], rows: Rows, precision: str) -> Float[Arr
         part = jnp.matmul(x, _widen(lax.dynamic_slice_in_dim(rows, start, tile)).T, precision=precision)
         return lax.dynamic_update_slice_in_dim(product, part, start, axis=1)
 
-    return lax.fori_loop(0, -(-n_tokens // tile), add_tile, jnp.zeros((len(x), n_tokens)))
+    nothing = jnp.zeros((len(x), n_tokens), jnp.float32)
+    return lax.fori_loop(0, -(-n_tokens // tile), add_tile, nothing)
 
 
 def _in_chunks(

@@ -7,8 +7,9 @@ interpret mode, ``with lowered():`` lets it be traced for `jax.export`.
 
 import contextlib
 import contextvars
-from collections.abc import Iterator
-from typing import Literal
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import jax
 
@@ -44,6 +45,17 @@ def is_interpreted() -> bool:
 
 def is_lowered() -> bool:
     return _mode.get() == "lower"
+
+
+def narrow(kernel: Callable) -> Callable:
+    """Traces a kernel with 32-bit indices, the only ones on these chips, whatever JAX_ENABLE_X64 says."""
+
+    @functools.wraps(kernel)
+    def traced(*args: Any, **kwargs: Any) -> Any:
+        with jax.enable_x64(False):
+            return kernel(*args, **kwargs)
+
+    return traced
 
 
 def require(implementation: str | None) -> None:

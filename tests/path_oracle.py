@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import torch
 import transformers
 
+from tests.torch_or_skip import torch
 from tests.torch_oracle import _LAYERS, _OUTPUT_PROJECTION
 
 # Where q, k and v come out: one module with its axes, or three modules.

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from headjax.errors import InputError
 from headjax.model import Transformer, build_model, parameter_shapes
@@ -20,6 +19,7 @@ from tests import torch_oracle
 from tests.random_prompts import random_prompts
 from tests.test_model import CONFIGS, GPT2, informative_model
 from tests.tolerances import assert_close
+from tests.torch_or_skip import torch
 from tests.twins import twins
 
 LENGTH = 7

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file, save_file
 
 from checkpoints_convert import convert, ensure
@@ -26,6 +25,7 @@ from headjax.config import Llama3Scaling, ModelConfig, Rotary
 from headjax.errors import InputError
 from headjax.mesh import PARAMETER_AXES
 from tests import torch_oracle
+from tests.torch_or_skip import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = {"gpt2": "gpt2", "gpt_neox": "gpt_neox-parallel", "phi": "phi-gqa", "llama": "llama-gqa-llama3-rope"}

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from checkpoints_convert import ensure
 from headjax.checkpoint import read_config
@@ -13,6 +12,7 @@ from headjax.sweeps import copy_score
 from headjax.sweeps.copy_score import checkpoint_weights, copy_scores, model_weights
 from tests import torch_oracle
 from tests.test_relation_scores import theirs_of_relation_scores
+from tests.torch_or_skip import torch
 from tests.twins import twins
 
 N = 61

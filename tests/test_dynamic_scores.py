@@ -7,7 +7,6 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from headjax.errors import InputError
 from headjax.model import build_model, model_parameters
@@ -23,6 +22,7 @@ from tests.test_mesh import on_mesh
 from tests.test_model import CONFIGS, informative_model
 from tests.test_streamed import from_memory
 from tests.tiny_tokenizers import byte_level
+from tests.torch_or_skip import torch
 from tests.twins import twins
 
 GROUPS = (("capitals", "<X> is"), ("capitals", "No <X>"), ("copying", "<X> is"))

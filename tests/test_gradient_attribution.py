@@ -5,7 +5,6 @@ import copy
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from headjax.axes import Head
 from headjax.errors import InputError
@@ -15,6 +14,7 @@ from tests.random_prompts import random_prompts
 from tests.test_head_ablation import metrics_of
 from tests.test_model import CONFIGS, informative_model
 from tests.tolerances import assert_close
+from tests.torch_or_skip import torch
 from tests.twins import twins
 
 CASES = (

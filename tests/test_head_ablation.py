@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from headjax.edits import HeadEdit
 from headjax.errors import InputError
@@ -25,6 +24,7 @@ from tests import torch_oracle
 from tests.random_prompts import random_prompts
 from tests.test_model import CONFIGS, GPT2, informative_model
 from tests.tolerances import assert_close
+from tests.torch_or_skip import torch
 from tests.twins import twins
 
 POSITIONS = ("last", "all")

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from headjax.errors import InputError
 from headjax.model import build_model, model_parameters
@@ -15,6 +14,7 @@ from tests import torch_oracle
 from tests.random_prompts import random_prompts
 from tests.test_model import CONFIGS, informative_model
 from tests.tolerances import assert_close
+from tests.torch_or_skip import torch
 from tests.twins import twins
 
 # Sequential and parallel residuals, layer and root-mean-square norms, tied, untied and biased unembeddings.

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from flax import nnx
 
 from headjax import load_model
@@ -18,6 +17,7 @@ from headjax.model import Transformer, build_model, model_parameters, parameter_
 from headjax.rotary import rotary_frequencies
 from headjax.sweeps.attention_patterns import attention_patterns
 from tests.tolerances import assert_close
+from tests.torch_or_skip import torch
 
 GPT2 = ModelConfig(
     family="gpt2",

@@ -3,13 +3,13 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from checkpoints_convert import ensure
 from headjax import load_model
 from headjax.edits import HeadEdit
 from tests import torch_oracle
 from tests.tolerances import assert_close
+from tests.torch_or_skip import torch
 
 TRAINED = ("stories260K", "slm4096", "gpt-nano-sort")
 

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
@@ -14,6 +13,7 @@ from headjax.grid import HeadGrid
 from headjax.prompts import load_tokenizer, select_pairs, word_tokens
 from headjax.relations import CATEGORIES, RELATION_IDS, load_relations
 from headjax.templates import DYNAMIC_TEMPLATES, SLOT, TASK_TEMPLATES
+from tests.torch_or_skip import torch
 
 LAYERS, HEADS = 12, 12
 KINDS = ("static", "static_suppression")

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from jax.extend.core import jaxprs_in_params
 
 from headjax.errors import InputError
@@ -20,6 +19,7 @@ from headjax.sweeps.relation_scores import HitRule, Weights, head_queries, model
 from tests import torch_oracle
 from tests.kernel_checks import allowing
 from tests.test_scores import normal, slow_hits
+from tests.torch_or_skip import torch
 from tests.twins import twins
 
 RULE = HitRule(top_k=7, top_k_copying=2, first_mlp=True)

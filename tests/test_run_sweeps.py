@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from experiments import draw, planted
 from experiments.config import RunConfig
@@ -17,6 +16,7 @@ from headjax.axes import Head
 from headjax.errors import InputError
 from headjax.grid import load_npz
 from tests import torch_oracle
+from tests.torch_or_skip import torch
 
 PROMPTS = (
     ("Once upon a time, there was a little girl named", "Lily", "Tim"),

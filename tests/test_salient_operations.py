@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 
 from headjax.axes import Head
 from headjax.sweeps import salient_operations as sweep
@@ -10,6 +9,7 @@ from headjax.sweeps.relation_scores import model_weights
 from headjax.sweeps.salient_operations import salient_operations
 from tests import torch_oracle
 from tests.test_relation_scores import random_weights, theirs_of_relation_scores
+from tests.torch_or_skip import torch
 from tests.twins import twins
 
 N_TOKENS, N_MAPPED = 7, 3

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from jax.extend.core import jaxprs_in_params
 
 from headjax import scores
 from headjax.scores import Chunk, Hits, add_counts, no_counts, relation_hits, screening_stages
+from tests.torch_or_skip import torch
 
 # Heads with few pairs (pooled), with many (crowded), and with both in turn; K, D and V in all orders.
 SHAPES = {

@@ -9,7 +9,6 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from checkpoints_convert import ensure
 from checkpoints_convert.engine import Source, open_source
@@ -20,6 +19,7 @@ from headjax.read_ahead import read_ahead
 from headjax.sweeps.relation_scores import LAYER, checkpoint_weights, first_mlp_names, relation_scores
 from tests import torch_oracle
 from tests.test_relation_scores import RULE, some_relations
+from tests.torch_or_skip import torch
 
 
 def save(name: str, directory: Path, dtype: torch.dtype = torch.float32, **how) -> Path:

@@ -16,7 +16,6 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file, save_file
 
 import headjax
@@ -29,6 +28,7 @@ from headjax.io import check_file_names
 from headjax.zoo import MODELS, display_name, display_names, find_entry, find_source
 from tests import torch_oracle
 from tests.tiny_run import tiny_run
+from tests.torch_or_skip import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
 import transformers
+
+from tests.torch_or_skip import torch
 
 # One frequency of four is kept, one interpolated, two stretched (at d_head 8).
 LLAMA3_ROPE = {
@@ -125,8 +126,8 @@ _OUTPUT_PROJECTION = {
 
 def random_model(name: str, seed: int = 0) -> transformers.PreTrainedModel:
     """A float32 model of `CONFIGS[name]` in which every tensor matters."""
-    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation="eager")
     generator = torch.Generator().manual_seed(seed)
+    model = transformers.AutoModelForCausalLM.from_config(CONFIGS[name], attn_implementation="eager")
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
@@ -148,9 +149,8 @@ def save_model(name: str, directory: Path, seed: int = 0) -> transformers.PreTra
 
 def load_directory(directory: Path) -> transformers.PreTrainedModel:
     """A checkpoint on disk, in float32."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        directory, dtype=torch.float32, attn_implementation="eager"
-    )
+    how = {"dtype": torch.float32, "attn_implementation": "eager"}
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, **how)
     return model.eval()
 
 

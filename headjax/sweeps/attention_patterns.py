@@ -27,6 +27,7 @@ from headjax.inputs import check_count, check_ids, check_options, check_tokens
 from headjax.model import Block, Transformer, mask_positions
 from headjax.prompt_sets import MAX_PROMPTS
 from headjax.sweeps.batches import Remember, Track, compute_anew, map_prompts, untracked
+from kernels import dispatch
 
 PATTERNS = ("previous", "duplicate", "induction")
 
@@ -110,7 +111,7 @@ def attention_patterns(
     return AttentionPatterns(*scores, n_tokens=dict(zip(PATTERNS, n_tokens.tolist(), strict=True)))
 
 
-@jax.jit
+@dispatch.jit
 def _attention_to_targets(
     model: Transformer, tokens: Tokens, mask: TokenMask
 ) -> tuple[Float[Array, "B 3 L H"], Int[Array, "B 3"]]:

@@ -4,7 +4,6 @@ The effects that a sweep measures are held against the sweep's own clean value, 
 last bit. Here all metrics of all prompts come from one forward pass.
 """
 
-import jax
 import numpy as np
 from jax import Array
 from jaxtyping import Bool, Int
@@ -15,6 +14,7 @@ from headjax.model import Transformer
 from headjax.prompts import PromptBatch
 from headjax.sweeps.batches import Remember, Track, compute_anew, map_prompts, untracked
 from headjax.sweeps.prefill import prefill
+from kernels import dispatch
 
 
 def clean_metrics(
@@ -39,7 +39,7 @@ def clean_metrics(
     return metrics
 
 
-@jax.jit
+@dispatch.jit
 def _metrics(
     model: Transformer,
     tokens: Int[Array, "B S"],

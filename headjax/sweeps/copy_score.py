@@ -31,6 +31,7 @@ from headjax.config import ModelConfig
 from headjax.errors import InputError, shown
 from headjax.inputs import as_array, check_ids
 from headjax.model import Block, Norm, Transformer, abstract_model, fill, one_block
+from kernels import dispatch
 
 TOP_K = 5
 HEADS_AT_ONCE = 4  # whose logits of all names are held together
@@ -134,14 +135,14 @@ def copy_scores(
     return CopyScores(*np.moveaxis(np.mean(hits, axis=3, dtype=np.float32), 2, 0))
 
 
-@jax.jit
+@dispatch.jit
 def first_state(block: Block, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
     """The residual after the first block, each row a text of its own."""
     after, _ = block(x[:, None], jnp.zeros((x.shape[0], 1), jnp.int32), None, None)
     return after[:, 0]
 
 
-@partial(jax.jit, static_argnames=("top_k", "precision"))
+@partial(dispatch.jit, static_argnames=("top_k", "precision"))
 def _layer_hits(
     x: Float[Array, "N D"],
     reader: Reader,
@@ -152,6 +153,7 @@ def _layer_hits(
     precision: str,
 ) -> Bool[Array, "H 2 N"]:
     """Which names every head of a layer returns, plain and negated."""
+    dispatch.note("copy_score", "xla", precision)
     z = jnp.einsum("nd,dgk->gnk", reader.norm(x), reader.W_V, precision=precision) + reader.b_V[:, None]
     # Query head h reads key/value head h // (H / G).
     z = jnp.repeat(z, reader.W_O.shape[0] // z.shape[0], axis=0)

@@ -26,6 +26,7 @@ from headjax.prompts import PromptBatch
 from headjax.scores import Stage, relation_hits, screening_stages
 from headjax.sweeps.batches import Remember, Track, check_prompts, compute_anew, map_prompts, untracked
 from headjax.sweeps.prefill import prefill
+from kernels import dispatch
 
 KINDS = (
     "dynamic_context",
@@ -108,7 +109,7 @@ def share_of_hits(
     return DynamicScores(rows, np.bincount(row), {kind: shares[:, :, :, i] for i, kind in enumerate(KINDS)})
 
 
-@jax.jit
+@dispatch.jit
 def _prompt_hits(
     model_and_vocabularies: tuple[Transformer, tuple[tuple[Array, Array], ...]],
     tokens: Int[Array, "B S"],

@@ -24,6 +24,7 @@ from headjax.model import Block, Transformer, mask_positions
 from headjax.prompts import PromptBatch
 from headjax.sweeps.batches import Remember, Track, check_prompts, compute_anew, map_prompts, untracked
 from headjax.sweeps.replacement import Replacement, find_replacement
+from kernels import dispatch
 
 
 def _logprob(
@@ -101,7 +102,7 @@ def gradient_attribution(
     return found
 
 
-@partial(jax.jit, static_argnames=("metric", "positions"))
+@partial(dispatch.jit, static_argnames=("metric", "positions"))
 def _gradient(
     model: Transformer,
     tokens: Int[Array, "B S"],
@@ -122,7 +123,7 @@ def _gradient(
 
     def total(gain: Float[Array, "L B 1 H"]) -> tuple[Float[Array, ""], Float[Array, " B"]]:
         if positions == "last":
-            before = jnp.ones((config.n_layers, B, S - 1, config.n_heads))
+            before = jnp.ones((config.n_layers, B, S - 1, config.n_heads), jnp.float32)
             gain = jnp.concatenate([before, gain], axis=2)
         edits = HeadEdit(gain, replacement)
         x, _ = jax.lax.scan(layer, model.embed(tokens, at), (model.blocks, edits))
@@ -130,7 +131,7 @@ def _gradient(
         return values.sum(), values
 
     # A prompt's gains reach its own metric alone, so the sum's derivative is every prompt's own.
-    ones = jnp.ones((config.n_layers, B, 1, config.n_heads))
+    ones = jnp.ones((config.n_layers, B, 1, config.n_heads), jnp.float32)
     gradient, clean = jax.grad(total, has_aux=True)(ones)
     return GradientAttribution(clean, jnp.moveaxis(gradient[:, :, 0], 1, 0))
 

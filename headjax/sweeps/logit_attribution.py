@@ -21,6 +21,7 @@ from headjax.model import Transformer
 from headjax.prompts import PromptBatch
 from headjax.sweeps.batches import Remember, Track, check_prompts, compute_anew, map_prompts, untracked
 from headjax.sweeps.prefill import prefill
+from kernels import dispatch
 
 
 class LogitAttribution(NamedTuple):
@@ -85,7 +86,7 @@ def check_finite(parts: LogitAttribution, prompts: PromptBatch) -> LogitAttribut
     return parts
 
 
-@jax.jit
+@dispatch.jit
 def _attribute(
     model: Transformer,
     tokens: Int[Array, "B S"],

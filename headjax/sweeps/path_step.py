@@ -33,6 +33,7 @@ from headjax.metrics import logit_difference
 from headjax.model import Block, Transformer
 from headjax.sweeps.prefill import SPECS, Prefill, prefill
 from headjax.sweeps.variant_step import Positions, TokenIds, layer_of
+from kernels import dispatch
 from kernels.variant_decode import variant_decode
 
 
@@ -77,7 +78,7 @@ STEP_SPECS = {
 }
 
 
-@partial(jax.jit, static_argnames="positions")
+@partial(dispatch.jit, static_argnames="positions")
 def patch_prefill(
     model: Transformer,
     tokens: Tokens,
@@ -100,7 +101,7 @@ def patch_prefill(
     return of_corrupted - of_clean, Patch(clean, change, jnp.asarray(answers), jnp.asarray(distractors))
 
 
-@jax.jit
+@dispatch.jit
 def direct_step(
     model: Transformer,
     tokens: Tokens,
@@ -129,7 +130,7 @@ def direct_step(
     return patched[0, 0], patched[0, 0] + difference, jnp.moveaxis(patched[:, 1:], 2, 0)
 
 
-@jax.jit
+@dispatch.jit
 def logits_step(
     model: Transformer,
     patch: Patch,
@@ -154,7 +155,7 @@ def logits_step(
     return values, entries._replace(path=entered)
 
 
-@jax.jit
+@dispatch.jit
 def receivers_step(
     model: Transformer,
     patch: Patch,

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from headjax.axes import Residual, TokenMask, Tokens
 from headjax.mesh import DATA_AXIS, ROWS
 from headjax.model import Block, Transformer, mask_positions
+from kernels import dispatch
 
 
 class Prefill(NamedTuple):
@@ -37,7 +38,7 @@ class Prefill(NamedTuple):
 SPECS = Prefill(ROWS, ROWS, *[PartitionSpec(None, DATA_AXIS)] * 4)
 
 
-@partial(jax.jit, static_argnames="keep")
+@partial(dispatch.jit, static_argnames="keep")
 def prefill(model: Transformer, tokens: Tokens, mask: TokenMask, *, keep: Literal["last", "all"]) -> Prefill:
     """Runs the model once. `keep` says at which positions residual and z are kept."""
     positions, valid = mask_positions(mask), jnp.asarray(mask)

@@ -37,6 +37,7 @@ from headjax.prompts import TokenPairs
 from headjax.read_ahead import read_ahead
 from headjax.scores import Stage, relation_hits, screening_stages
 from headjax.sweeps.batches import Remember, compute_anew
+from kernels import dispatch
 
 COPYING = ("copying", "name_copying")
 LAYER = ("blocks.attn.W_V", "blocks.attn.W_O")
@@ -242,7 +243,7 @@ def compile_scores(
         in_specs = (heads, heads, heads, WHOLE, WHOLE, WHOLE, WHOLE, WHOLE)
         out_specs = P(None, None, mesh.axis_names)
         step = jax.shard_map(step, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
-    return jax.jit(step)
+    return dispatch.jit(step)
 
 
 def _hits_of_heads(

@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -14,6 +13,7 @@ from headjax.model import Transformer
 from headjax.prompts import PromptBatch
 from headjax.sweeps.batches import Replacement, check_prompts, prompt_chunks
 from headjax.sweeps.prefill import SPECS, prefill
+from kernels import dispatch
 
 ABLATIONS = ("zero", "mean", "resample")
 
@@ -91,7 +91,7 @@ def _mean_outputs(
     return (total / np.maximum(count, 1)[:, :, None, None]).astype(np.float32), group
 
 
-@partial(jax.jit, static_argnames="keep")
+@partial(dispatch.jit, static_argnames="keep")
 def _sum_outputs(
     model: Transformer,
     tokens: Int[Array, "B S"],

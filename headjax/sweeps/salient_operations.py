@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float, Int
 from headjax.axes import Head
 from headjax.errors import InputError
 from headjax.sweeps.relation_scores import Weights
+from kernels import dispatch
 
 TILE = 4096  # tokens at a time
 
@@ -126,12 +127,12 @@ def _stream(
         top, at = lax.top_k(values, n)
         return _Best(top, jnp.take_along_axis(places, at, axis=1)), None
 
-    blank = _Best(jnp.full((n_rows, n), -jnp.inf), jnp.zeros((n_rows, n), jnp.int32))
+    blank = _Best(jnp.full((n_rows, n), -jnp.inf, jnp.float32), jnp.zeros((n_rows, n), jnp.int32))
     n_tiles, size = tiles.new.shape
-    return lax.scan(step, blank, (size * jnp.arange(n_tiles), tiles.rows, tiles.new))[0]
+    return lax.scan(step, blank, (size * jnp.arange(n_tiles, dtype=jnp.int32), tiles.rows, tiles.new))[0]
 
 
-@partial(jax.jit, static_argnames=("n_tokens", "n_mapped", "precision"))
+@partial(dispatch.jit, static_argnames=("n_tokens", "n_mapped", "precision"))
 def _layer_best(
     x: _Tiles,
     W_V: Float[Array, "D G K"],
@@ -143,6 +144,7 @@ def _layer_best(
     precision: str,
 ) -> tuple[Int[Array, "H n"], Float[Array, "H n"], Int[Array, "H n m"]]:
     """Every head's salient tokens, their amplification and what they are mapped to."""
+    dispatch.note("salient_operations", "xla", precision)
     n_heads, _, d_model = W_O.shape
     # Query head h reads key/value head h // (H / G).
     W_V = jnp.repeat(W_V.astype(jnp.float32), n_heads // W_V.shape[1], axis=1)

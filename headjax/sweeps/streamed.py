@@ -44,6 +44,7 @@ from headjax.sweeps.replacement import ABLATIONS, find_donors, relation_groups
 from headjax.sweeps.variant_step import Positions
 from headjax.sweeps.variants import ENOUGH_ROWS
 from headjax.sweeps.visits import CleanLayer, visit_layers
+from kernels import dispatch
 from kernels.variant_decode import variant_decode
 
 # --- head ablation ------------------------------------------------------------------------------------
@@ -126,7 +127,7 @@ def head_ablation(
     return HeadAblation(jax.tree.map(lambda values: values[0], metrics), ablated)
 
 
-_metrics = jax.jit(next_token_metrics)
+_metrics = dispatch.jit(next_token_metrics)
 
 
 def clean_metrics(
@@ -161,7 +162,7 @@ def _by_size(step: Callable[..., Any], n: int, size: int, *arrays: np.ndarray) -
         yield slice(first, stop), jax.tree.map(lambda values: values[: stop - first], values)  # noqa: B023
 
 
-@jax.jit
+@dispatch.jit
 def _pass_layer(
     block: Block,
     k: Float[Array, "B S G K"],
@@ -215,7 +216,7 @@ def dynamic_scores(
     return share_of_hits(np.stack(hits, axis=1), finite, prompts)
 
 
-@jax.jit
+@dispatch.jit
 def _head_hits(
     block: Block,
     run: CleanLayer,
@@ -274,10 +275,10 @@ def logit_attribution(
     return check_finite(result, prompts)
 
 
-_read_out, _scale_parts = jax.jit(read_out), jax.jit(scale_parts)
+_read_out, _scale_parts = dispatch.jit(read_out), dispatch.jit(scale_parts)
 
 
-@jax.jit
+@dispatch.jit
 def _layer_parts(block: Block, run: CleanLayer, direction: Float[Array, "B D"]) -> LayerParts:
     attention = block.attn
     weights = attention.W_O[...], attention.b_O[...]

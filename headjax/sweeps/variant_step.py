@@ -31,6 +31,7 @@ from headjax.edits import HeadEdit, apply_edit
 from headjax.metrics import Metrics, next_token_metrics
 from headjax.model import Block, Transformer
 from headjax.sweeps.prefill import Prefill
+from kernels import dispatch
 from kernels.variant_decode import variant_decode
 
 Positions = str  # "last" or "all": `headjax.inputs.check_options`
@@ -54,7 +55,7 @@ class Entries(NamedTuple):
     z: Float[Array, "L B P H K"]
 
 
-@partial(jax.jit, static_argnames="positions")
+@partial(dispatch.jit, static_argnames="positions")
 def variant_step(
     model: Transformer,
     clean: Prefill,

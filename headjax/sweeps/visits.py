@@ -7,7 +7,6 @@ being read), one batch of prompts in that layer, and what a sweep adds to it.
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
@@ -16,6 +15,7 @@ from headjax.axes import Residual
 from headjax.layered import LayeredModel
 from headjax.model import Block, Transformer, mask_positions
 from headjax.sweeps.batches import Track
+from kernels import dispatch
 
 
 class Chunk(NamedTuple):
@@ -58,12 +58,12 @@ def visit_layers(
         del block  # or it would stay while the next one is waited for
 
 
-@jax.jit
+@dispatch.jit
 def _embed(outer: Transformer, tokens: Int[Array, "B S"], positions: Int[Array, "B S"]) -> Residual:
     return outer.embed(tokens, positions)
 
 
-@jax.jit
+@dispatch.jit
 def _clean_layer(
     block: Block, x: Residual, positions: Int[Array, "B S"], valid: Bool[Array, "B S"]
 ) -> tuple[CleanLayer, Residual]:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from kernels import dispatch
 from kernels.head_attention import pallas_mosaic_gpu, pallas_mosaic_tpu, reference, xla
 
 IMPLEMENTATIONS = {
@@ -74,10 +75,8 @@ def head_attention(
         raise ValueError("a replacement is mixed in by a gain; got a replacement and no gain")
     if gain is not None and replacement is None:
         replacement = jnp.zeros((1, 1, 1, 1), q.dtype)
-    name = DEFAULT if implementation is None else implementation
-    if name not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation must be one of {sorted(IMPLEMENTATIONS)}; got {name!r}")
-    z, lse = IMPLEMENTATIONS[name](
+    run, precision = dispatch.choose("head_attention", IMPLEMENTATIONS, DEFAULT, implementation, precision)
+    z, lse = run(
         q,
         k,
         v,

@@ -100,8 +100,9 @@ def _through_attention(
 
     def step(dq: Array, block_of: tuple) -> tuple[Array, tuple[Array, Array]]:
         start, k, v, valid = block_of
-        keys = start + jnp.arange(block)
-        allowed = allowed_keys(keys, jnp.arange(T - S, T), valid, masks.knock_out, masks.forced)
+        keys, queries = (jnp.arange(*ends, dtype=jnp.int32) for ends in ((0, block), (T - S, T)))
+        keys += start
+        allowed = allowed_keys(keys, queries, valid, masks.knock_out, masks.forced)
         allowed = jnp.broadcast_to(allowed, (B, H, S, block)).reshape(B, G, H // G, S, block)
         scores = product("bsgrk,btgk->bgrst", q, k) * K**-0.5
         pattern = jnp.where(allowed, jnp.exp(scores - rows), 0)
@@ -110,7 +111,7 @@ def _through_attention(
         dv = product("bgrst,bsgrk->btgk", pattern, dz)
         return dq + product("bgrst,btgk->bsgrk", dscores, k), (dk, dv)
 
-    starts = jnp.arange(n_blocks) * block
+    starts = jnp.arange(n_blocks, dtype=jnp.int32) * block
     dq, (dk, dv) = lax.scan(step, jnp.zeros_like(q), (starts, blocks(k), blocks(v), blocks(valid)))
     dk, dv = (jnp.moveaxis(x, 0, 1).reshape(B, n_blocks * block, G, K)[:, :T] for x in (dk, dv))
     return dq.reshape(B, S, H, K), dk, dv

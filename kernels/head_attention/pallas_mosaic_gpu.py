@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Bool, Float, Int
 
-from kernels import hopper
+from kernels import hopper, platform
 from kernels.head_attention.gradient import Masks, Tensors, differentiable
 from kernels.head_attention.masks import MASKED
 
@@ -55,6 +55,7 @@ def shared_memory_bytes(K: int) -> int:
     return 2 * QUERIES * K + STAGES * 2 * 2 * KEYS * K + 4 * QUERIES
 
 
+@platform.narrow
 def attend(
     tensors: Tensors, masks: Masks, precision: str | None, causal: bool = True
 ) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H"]]:

@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Bool, Float, Int
 
-from kernels import tpu
+from kernels import platform, tpu
 from kernels.head_attention.gradient import Masks, Tensors, differentiable
 from kernels.head_attention.masks import MASKED
 
@@ -63,6 +63,7 @@ def vmem_bytes(block_q: int, block_k: int, K: int, n_knocked_out: int, itemsize:
     return 2 * operands + scratch + values
 
 
+@platform.narrow
 def attend(
     tensors: Tensors, masks: Masks, precision: str | None, causal: bool = True
 ) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H"]]:

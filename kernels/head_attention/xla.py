@@ -22,7 +22,8 @@ def head_attention(
     """See `kernels.head_attention.api.head_attention`."""
     B, S, H, K = q.shape
     T, G = k.shape[1:3]
-    allowed = allowed_keys(jnp.arange(T), jnp.arange(T - S, T), valid, knock_out, forced)
+    keys = jnp.arange(T, dtype=jnp.int32)
+    allowed = allowed_keys(keys, keys[T - S :], valid, knock_out, forced)
     if valid is not None:  # a zero weight times a NaN would be a NaN, here or in a gradient
         k = jnp.where(valid[:, :, None, None], k, 0)
         v = jnp.where(valid[:, :, None, None], v, 0)

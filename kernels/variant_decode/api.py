@@ -3,6 +3,7 @@
 from jax import Array
 from jaxtyping import Bool, Float
 
+from kernels import dispatch
 from kernels.variant_decode import pallas_mosaic_gpu, pallas_mosaic_tpu, reference, xla
 
 IMPLEMENTATIONS = {
@@ -46,7 +47,5 @@ def variant_decode(
         raise ValueError(f"H must be a multiple of G; got H={q.shape[2]} and G={k.shape[2]}")
     if k.shape[1] == 0:
         raise ValueError("the cache must hold at least the position that is replaced; got S=0")
-    name = DEFAULT if implementation is None else implementation
-    if name not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation must be one of {sorted(IMPLEMENTATIONS)}; got {name!r}")
-    return IMPLEMENTATIONS[name](q, k, v, k_new, v_new, valid=valid, precision=precision)
+    run, precision = dispatch.choose("variant_decode", IMPLEMENTATIONS, DEFAULT, implementation, precision)
+    return run(q, k, v, k_new, v_new, valid=valid, precision=precision)

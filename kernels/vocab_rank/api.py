@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
+from kernels import dispatch
 from kernels.vocab_rank import pallas_mosaic_gpu, pallas_mosaic_tpu, reference, xla
 
 IMPLEMENTATIONS = {
@@ -82,16 +83,14 @@ def vocab_rank(
         )
     if cap is not None and (with_lse or with_argmax):
         raise ValueError("a cap skips tiles, but lse and argmax need them all; got a cap and one of these")
-    name = DEFAULT if implementation is None else implementation
-    if name not in IMPLEMENTATIONS:
-        raise ValueError(f"implementation must be one of {sorted(IMPLEMENTATIONS)}; got {name!r}")
+    run, precision = dispatch.choose("vocab_rank", IMPLEMENTATIONS, DEFAULT, implementation, precision)
     if W_O is None or N <= K:
         if W_O is not None:
             x = jnp.einsum("hnk,hkd->hnd", q, W_O, precision=precision, preferred_element_type=jnp.float32)
             q, W_O = x.astype(q.dtype), None
         q = q.reshape(1, H * N, -1)
         target, cap = (None if per_query is None else jnp.tile(per_query, H) for per_query in (target, cap))
-    ranks = IMPLEMENTATIONS[name](
+    ranks = run(
         q,
         unembed,
         target,

@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Float, Int
 
-from kernels import hopper
+from kernels import hopper, platform
 
 TILE = 128  # queries, and tokens: square, so that the targets' own logits are a diagonal
 STAGES = 3  # steps of the contracted axis that are in shared memory at once
@@ -57,6 +57,7 @@ def shared_memory_bytes() -> int:
     return STAGES * 2 * TILE * hopper.LINE * 2 + 6 * TILE * 4
 
 
+@platform.narrow
 def rank_rows(
     x: Float[Array, "R C"],
     columns: Float[Array, "V C"],
@@ -78,7 +79,7 @@ def rank_rows(
     x = padded(x, TILE, hopper.LINE)
     own_columns = padded(columns[targets], TILE, hopper.LINE)
     columns = padded(columns, 8, hopper.LINE)  # a copy only where it is not whole (8, 64) tiles already
-    bias = jnp.zeros(V) if bias is None else bias.astype(jnp.float32)
+    bias = jnp.zeros(V, jnp.float32) if bias is None else bias.astype(jnp.float32)
     caps = padded(jnp.full(R, V) if cap is None else cap.astype(jnp.int32), TILE)
     n_blocks, n_tiles = x.shape[0] // TILE, pl.cdiv(V, TILE)
     tiles_per_share = pl.cdiv(n_tiles, min(n_tiles, pl.cdiv(BLOCKS, n_blocks)))
@@ -202,8 +203,14 @@ def _kernel(
         logits = logits + lax.broadcast_in_dim(tile_bias, shape, [1])
         other = (token < V) & (token != spread(target))
         ones = constant(1.0, shape, plgpu.Layout.WGMMA)
-        above = above + sum_where(other & ~(logits <= spread(own)), ones)
-        below = below + sum_where(other & ~(logits >= spread(own)), ones)
+        counted = jnp.where(other, ones, jnp.zeros_like(ones))
+
+        def how_many_not(within: Array) -> Array:
+            """What is not within counts, so a NaN does. No `~`, which JAX lowers for no bools since 0.11."""
+            return jnp.sum(jnp.where(within, jnp.zeros_like(counted), counted), axis=1)
+
+        above = above + how_many_not(logits <= spread(own))
+        below = below + how_many_not(logits >= spread(own))
         if with_top:
             logits = jnp.where(token < V, logits, constant(MASKED, shape, plgpu.Layout.WGMMA))
             highest = jnp.max(logits, axis=1)

@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Float, Int
 
-from kernels import tpu
+from kernels import platform, tpu
 
 BLOCK = 512  # queries, and tokens, of one tile: square, so that the targets' own logits are its diagonal
 CONTRACTED = 2048  # most of the contracted axis that is held at once
@@ -74,6 +74,7 @@ def contracted_block(size: int) -> int:
     return blocks[-1]
 
 
+@platform.narrow
 def rank_rows(
     x: Float[Array, "R C"],
     columns: Float[Array, "V C"],

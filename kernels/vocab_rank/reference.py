@@ -26,9 +26,10 @@ def vocab_rank(
     logits = jnp.einsum("hnd,vd->hnv", x, unembed.astype(jnp.float32), precision="highest")
     if bias is not None:
         logits = logits + jnp.expand_dims(bias.astype(jnp.float32), (0, 1))
-    others = (jnp.arange(len(unembed))[None] != target[:, None])[None]
+    others = (jnp.arange(len(unembed), dtype=target.dtype)[None] != target[:, None])[None]
     own = jnp.take_along_axis(logits, target[None, :, None], axis=2)
-    above, below = (jnp.sum(others & ~bound, axis=2) for bound in (logits <= own, logits >= own))
+    bounds = logits <= own, logits >= own
+    above, below = (jnp.sum(others & ~bound, axis=2, dtype=jnp.int32) for bound in bounds)
     lse = jax.nn.logsumexp(logits, axis=2) if with_lse else None
-    argmax = jnp.argmax(logits, axis=2) if with_argmax else None
+    argmax = jnp.argmax(logits, axis=2).astype(jnp.int32) if with_argmax else None
     return above, below, own[:, :, 0], lse, argmax

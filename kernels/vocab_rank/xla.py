@@ -82,7 +82,7 @@ def vocab_rank(
     def step(state: tuple[Array, Rows]) -> tuple[Array, Rows]:
         tile, rows = state
         first = jnp.minimum(tile * n_tokens, V - n_tokens)
-        tokens = first + jnp.arange(n_tokens)
+        tokens = first + jnp.arange(n_tokens, dtype=jnp.int32)
         fresh = tokens >= tile * n_tokens  # the last tile overlaps the one before it
         tile_columns = columns(lax.dynamic_slice_in_dim(unembed, first, n_tokens))
 
@@ -131,7 +131,7 @@ def _chunked(q: Array, target: Array, cap: Array | None, n_chunks: int, n_rows: 
         logit=zeros,
         above=counts,
         below=counts,
-        top=jnp.full(shape, -jnp.inf),
+        top=jnp.full_like(zeros, -jnp.inf),
         argmax=counts,
         total=zeros,
     )
