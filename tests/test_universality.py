@@ -121,3 +121,18 @@ def test_the_share_of_a_count_is_of_all_heads(grids):
     assert [row.share for row in relation_counts(grids)] == pytest.approx(
         [(L * H - 5) / (L * H), 4 / (L * H), 0, 1 / (L * H)]
     )
+
+
+def test_only_static_scores_count():
+    """Other kinds of the same model, and a model that has only those, change nothing."""
+    rng = np.random.default_rng(0)
+    static = GridSet(tuple(grid(rng.random((L, H)), f"r{i}", "Custom") for i in range(7)))
+    dynamic = grid(np.ones((L, H)), "r0", "Custom", "dynamic_context")
+    other = grid(np.ones((L, H)), "r0", "Custom", "dynamic_context", model="N")
+    more = static + GridSet((dynamic, other))
+    np.testing.assert_array_equal(
+        relations_per_head(static + GridSet((dynamic,))), relations_per_head(static)
+    )
+    assert relation_counts(more) == relation_counts(static)
+    assert category_shares(more) == category_shares(static)
+    assert group_similarity(more, {"M": G, "N": G}) == group_similarity(static, {"M": G})
