@@ -181,3 +181,44 @@ def test_an_axis_that_is_left_out_takes_the_other_devices():
 def test_a_mesh_that_does_not_fit_the_devices_is_refused(shape, message):
     with pytest.raises(InputError, match=message):
         make_mesh(shape)
+
+
+@pytest.mark.parametrize(
+    ("model_bytes", "split"),
+    [(0, 1), (50, 1), (51, 2), (100, 2), (101, 4), (200, 4), (201, 8), (400, 8), (10**6, 8)],
+)
+def test_a_copy_of_the_model_takes_half_of_the_devices_that_hold_it(monkeypatch, model_bytes, split):
+    """Devices of 100 bytes each; a model that fits nowhere is split as far as possible."""
+    device = type("Device", (), {"memory_stats": lambda self: {"bytes_limit": 100}})()
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    assert dict(make_mesh(None, model_bytes).shape) == {"data": 8 // split, "model": split}
+
+
+def test_one_axis_given_leaves_the_rest_to_the_other():
+    assert dict(make_mesh({"data": 2}).shape) == {"data": 2, "model": 4}
+    assert dict(make_mesh({"data": 8}).shape) == {"data": 8, "model": 1}
+    assert make_mesh({"data": 2, "model": 4}).axis_names == ("data", "model")
+
+
+# The axis along which each parameter is split over the devices of one copy; all others are whole on each.
+SPLIT = {
+    # Vocabulary, heads, hidden units.
+    **{name: 0 for name in ("embed.W_E", "unembed.rows", "unembed.b_U")},
+    **{f"blocks.attn.{name}": 2 for name in ("W_Q", "W_K", "W_V")},
+    **{f"blocks.attn.{name}": 1 for name in ("W_O", "b_Q", "b_K", "b_V")},
+    **{f"blocks.mlp.{name}": 2 for name in ("W_in", "W_gate")},
+    **{f"blocks.mlp.{name}": 1 for name in ("W_out", "b_in", "b_gate")},
+}
+
+
+def test_every_parameter_is_split_where_the_work_is():
+    mesh = make_mesh({"data": 2, "model": 4})
+    for name, values in model_parameters(informative_model(EVEN)).items():
+        spec = tuple(parameter_sharding(name, values.shape, mesh).spec)
+        split = [axis for axis, part in enumerate(spec) if part is not None]
+        assert split == ([SPLIT[name]] if name in SPLIT else []), name
+        assert set(spec) <= {None, "model"}
+        if name.startswith("blocks."):  # one layer of it lies as the stacked one does
+            assert tuple(parameter_sharding(name, values.shape[1:], mesh).spec) == spec[1:], name
+    odd = parameter_sharding("blocks.attn.W_Q", (3, 31, 6, 7), mesh).spec  # 6 heads on 4 devices: whole
+    assert not any(odd)

@@ -100,3 +100,39 @@ def test_heads_without_differences_and_models_without_groups_are_left_out():
     assert np.isnan(row.across)
     assert (row.n_within, row.n_across) == (0, 0)
     assert group_similarity(grids, {"M": 4}) == group_similarity(grids, {"M": 1}) == []
+
+
+def test_every_measure_takes_the_threshold_and_the_signs_that_are_asked_for(grids):
+    """At 0.1 a relation that every head scores 0.15 in counts too; without suppression one head has none."""
+    low = at((2, 5), (0, 0), (2, 4), (2, 3)) + 1
+    low[2, 5] = 3
+    np.testing.assert_array_equal(relations_per_head(grids, 0.1), low)
+    counts = {row.n_relations: row.heads for row in relation_counts(grids, 0.1)}
+    assert counts == {0: 0, 1: L * H - 4, 2: 3, 3: 1}
+    plain = {row.n_relations: row.heads for row in relation_counts(grids, count_suppression=False)}
+    assert plain == {0: L * H - 4, 1: 3, 2: 1}
+    shares = {(row.category, row.layer): row.share for row in category_shares(grids, 0.1)}
+    assert shares["Algorithmic", 0] == 1
+    nothing = category_shares(grids, 1.0)
+    assert {row.share for row in nothing} == {0}
+
+
+def test_the_share_of_a_count_is_of_all_heads(grids):
+    assert [row.share for row in relation_counts(grids)] == pytest.approx(
+        [(L * H - 5) / (L * H), 4 / (L * H), 0, 1 / (L * H)]
+    )
+
+
+def test_only_static_scores_count():
+    """Other kinds of the same model, and a model that has only those, change nothing."""
+    rng = np.random.default_rng(0)
+    static = GridSet(tuple(grid(rng.random((L, H)), f"r{i}", "Custom") for i in range(7)))
+    dynamic = grid(np.ones((L, H)), "r0", "Custom", "dynamic_context")
+    other = grid(np.ones((L, H)), "r0", "Custom", "dynamic_context", model="N")
+    more = static + GridSet((dynamic, other))
+    np.testing.assert_array_equal(
+        relations_per_head(static + GridSet((dynamic,))), relations_per_head(static)
+    )
+    assert relation_counts(more) == relation_counts(static)
+    assert category_shares(more) == category_shares(static)
+    assert group_similarity(more, {"M": G, "N": G}) == group_similarity(static, {"M": G})

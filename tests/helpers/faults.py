@@ -132,6 +132,7 @@ def python_faults(file: str, source: bytes) -> Iterator[Fault]:
         node, place = stack.pop()
         place = "table's " if id(node) in tables else place
         quiet = isinstance(node, ast.Raise | ast.JoinedStr | ast.Import | ast.ImportFrom | ast.Assert)
+        quiet |= isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow)  # 2**20, a size
         if quiet or (isinstance(node, ast.Subscript) and "Array" in ast.unparse(node.value)):
             continue
         table = table_changes(node) if place == "table's " else ()
