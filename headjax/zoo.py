@@ -106,7 +106,7 @@ def find_source(name: str | Path) -> Source:
     """
     directory = Path(name).expanduser()
     converted = is_converted(directory)
-    if directory.is_dir():
+    if os.path.isdir(directory):
         if not converted and not (directory / "config.json").is_file():
             raise InputError(f"{directory}: a checkpoint directory holds config.json; this one does not")
         directory = directory.resolve()
@@ -127,7 +127,7 @@ def find_local(name: str | Path) -> Path | None:
     """
     from huggingface_hub import errors, snapshot_download
 
-    entry = None if Path(name).expanduser().is_dir() else find_entry(str(name))
+    entry = None if os.path.isdir(Path(name).expanduser()) else find_entry(str(name))
     if entry is None:
         return find_source(name).directory
     try:
@@ -166,10 +166,10 @@ def _download(model_id: str) -> Path:
 def display_name(name: str | Path) -> str:
     """What figures call a model: "GPT-2 xl", "Pythia 12B", "Llama-3.1 70B"; a directory's own name."""
     directory = Path(name).expanduser()
-    if directory.is_dir() and is_converted(directory):
+    if os.path.isdir(directory) and is_converted(directory):
         name = read_provenance(directory)["source"]
         directory = Path(name)
-    entry = None if directory.is_dir() else find_entry(str(name))
+    entry = None if os.path.isdir(directory) else find_entry(str(name))
     return directory.resolve().name if entry is None else entry.display
 
 
