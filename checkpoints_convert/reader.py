@@ -1,6 +1,7 @@
 """A Hugging Face directory's weight files as lazy tensors: nothing is read before it is asked for."""
 
 import math
+import os
 import re
 import zipfile
 from collections.abc import Callable
@@ -67,11 +68,11 @@ def _indexed_files(index: Path) -> list[Path]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise InputError(f"{index}: weight_map must give every tensor's file")
-    names = sorted(set(weight_map.values()))
+    names, beside = sorted(set(weight_map.values())), set(os.listdir(index.parent))
     for name in names:
         if name != Path(name).name or name in ("", ".."):
             raise InputError(f"{index}: may name only files beside it; got {shown(name)}")
-        if not (index.parent / name).is_file():
+        if name not in beside:
             raise InputError(f"{index}: names {shown(name)}, which is missing")
     if not names:
         raise InputError(f"{index}: names no file")

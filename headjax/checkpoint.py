@@ -87,7 +87,7 @@ def parameter_groups(config: ModelConfig) -> list[Group]:
 def is_converted(directory: Path) -> bool:
     """Whether a directory is what `write_checkpoint` writes."""
     _recover(directory)
-    return (Path(directory) / HEADER).is_file()
+    return os.path.isfile(Path(directory) / HEADER)
 
 
 def _read_header(directory: Path) -> dict[str, Any]:
@@ -360,7 +360,7 @@ def _writing(directory: Path) -> Iterator[None]:
 
 def _sibling(directory: Path, what: str) -> Path:
     """A name beside a checkpoint that is only ever ours."""
-    directory = Path(directory).resolve()
+    directory = Path(os.path.abspath(directory))
     return directory.parent / f".{directory.name}.headjax-{what}"
 
 
@@ -409,8 +409,8 @@ def _put_back(directory: Path) -> None:
 
 def _recover(directory: Path) -> None:
     """Puts back a checkpoint that a writer moved aside before it was killed, if there is such a one."""
-    directory = Path(directory)
-    if not directory.exists() and _sibling(directory, "old").exists():
+    # os.path and not pathlib: a name that is no file's, such as a model's or one too long, is not here.
+    if not os.path.exists(directory) and os.path.exists(_sibling(directory, "old")):
         # Where the writer lives, the new one takes its place within the second.
         with contextlib.suppress(OSError), hold_lock(_sibling(directory, "lock"), timeout=1.0) as held:
             if held:
