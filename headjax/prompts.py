@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Int
 from tokenizers import Tokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from headjax.config import ModelConfig
 from headjax.errors import InputError, shown
@@ -188,12 +188,8 @@ def _read_tokenizer_json(directory: Path) -> PreTrainedTokenizerBase:
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[Piece] | None:
     """The tokens of a text with their spans, nothing added; None where the vocabulary cannot write it."""
-    try:
-        encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    except Exception as error:
-        # The tokenizers library raises a bare Exception for a symbol it has neither a token nor <unk> for.
-        if type(error) is not Exception:
-            raise
+    encoding = _call(tokenizer, text, add_special_tokens=False, return_offsets_mapping=True)
+    if encoding is None:
         return None
     pieces, end = [], 0
     for token, (start, stop) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
@@ -203,6 +199,20 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[Piece] | None:
         pieces.append(Piece(token, start, stop))
         end = max(end, stop)
     return pieces
+
+
+def _call(tokenizer: PreTrainedTokenizerBase, text: str, **options: bool) -> BatchEncoding | None:
+    """What a tokenizer makes of a text; None where the vocabulary cannot write it."""
+    try:
+        return tokenizer(text, **options)
+    except BaseException as error:
+        # The tokenizers library raises a bare Exception for a symbol it has neither a token nor <unk> for,
+        # and panics over files that contradict themselves.
+        if type(error) is Exception:
+            return None
+        if type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"a tokenizer's files must fit together; this one fails: {shown(error)}") from error
 
 
 def overlapping(pieces: Sequence[Piece], start: int, end: int) -> list[int]:
@@ -432,8 +442,9 @@ def _added_in_front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The special tokens that a tokenizer adds before a text."""
     for text in (*string.ascii_letters, *string.digits, "."):
         if encode(tokenizer, text):  # the first text that the vocabulary can write
-            encoding = tokenizer(text, return_special_tokens_mask=True)
-            return encoding["input_ids"][: encoding["special_tokens_mask"].index(0)]
+            encoding = _call(tokenizer, text, return_special_tokens_mask=True)
+            special = [*encoding["special_tokens_mask"], 0]
+            return encoding["input_ids"][: special.index(0)]
     return []
 
 

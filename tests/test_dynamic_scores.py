@@ -119,7 +119,7 @@ def test_a_source_of_several_tokens_is_its_last_one():
     pairs = (("France", "Paris"), ("Ouagadougou", "Rome"), ("Italy", "Rome"), ("San Marino", "Lima"))
     relation = Relation("capitals", "Capitals", "Custom", pairs)
     pairs = tokenise_pairs(tokenizer, relation, config.vocab_size, single_source=False)
-    prompts = batch_prompts(tokenizer, template_prompts(pairs, ["No <X> means", "The <X>"]), config)
+    prompts = batch_prompts(tokenizer, template_prompts(pairs, ["No <X> means", "The <X>"]), config, bos=True)
     assert len(prompts.tokens) == 8
     assert prompts.bos
 

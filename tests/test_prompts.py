@@ -308,6 +308,23 @@ def test_an_absent_or_broken_tokenizer_is_one_line(tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_a_tokenizer_file_that_contradicts_itself_is_one_line(tmp_path):
+    """The library panics over a post-processor that adds a token which it does not explain."""
+    file = write_tokenizer(tmp_path, byte_level(bos=True)) / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["post_processor"]["special_tokens"] = {}
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError) as error:
+        beginning_token(load_tokenizer(tmp_path))
+    assert "\n" not in str(error.value)
+    content["post_processor"]["special_tokens"] = {
+        "other": {"id": "other", "ids": [0], "tokens": ["<|begin|>"]}
+    }
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="files must fit together; this one fails: no entry"):
+        beginning_token(load_tokenizer(tmp_path))
+
+
 # Prompts
 
 FRANCE = Prompt("first", "The capital of France is", "Paris", source=(15, 21), distractor="Rome")
