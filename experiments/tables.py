@@ -25,6 +25,7 @@ from headjax.summary import (
 from headjax.sweeps.ablation_curves import RelationCurves
 from headjax.sweeps.gradient_attribution import agreement
 
+N_FAULTS = 3  # that are printed of the reasons why a relation has no control
 AGREEMENT_COLUMNS = ("model", "relation", "metric", "spearman", "n_top", "missed")
 
 
@@ -113,7 +114,9 @@ def curves_table(rows: Sequence[tuple]) -> str:
             )
         )
         if row.no_controls:
-            without.append(f"{row.relation} has no control: {row.no_controls}")
+            first, more = (faults := row.no_controls.split("; "))[:N_FAULTS], len(faults) - N_FAULTS
+            rest = f"; and {more} more" if more > 0 else ""
+            without.append(f"{row.relation} has no control: {'; '.join(first)}{rest}")
     return "\n".join([aligned(lines, numbers=(1, 2, 7)), *without])
 
 

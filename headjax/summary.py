@@ -66,7 +66,7 @@ def clean_table(rows: Sequence[CleanRow]) -> str:
     lines += [
         (
             *(row.model, row.relation, row.prompts.replace("_", " "), str(row.n_prompts)),
-            f"{row.accuracy:.2f} [{row.accuracy_low:.2f}, {row.accuracy_high:.2f}]",
+            _share_text(row.accuracy, row.accuracy_low, row.accuracy_high),
             with_error(row.logprob, row.logprob_stderr, sign=False),
             with_error(row.logit_diff, row.logit_diff_stderr, sign=False),
         )
@@ -209,15 +209,26 @@ def summary_table(rows: Sequence[SummaryRow]) -> str:
         if set(cells) == {""} or (len(set(cells)) == 1 and len(rows) > 1) or field == "clean_stderr":
             continue
         if field == "clean":
-            cells = [with_error(*_pair(row), sign=False) if row.clean != "" else "" for row in rows]
+            cells = list(map(_clean_text, rows))
+        if field in ("low", "high"):
+            cells = ["" if cell == "" else f"{cell:.2f}" for cell in cells]
         texts = [with_error(cell, sign=False) if isinstance(cell, float) else str(cell) for cell in cells]
         columns.append((field, [field.replace("_", " "), *texts]))
     lines = list(zip(*(texts for _, texts in columns), strict=True))
     return aligned(lines, [i for i, (field, _) in enumerate(columns) if field in _NUMBERS])
 
 
-def _pair(row: SummaryRow) -> tuple[float, float | None]:
-    return float(row.clean), None if row.clean_stderr == "" else float(row.clean_stderr)
+def _clean_text(row: SummaryRow) -> str:
+    """The clean value with its error or, of an accuracy, with its limits."""
+    if row.clean == "":
+        return ""
+    if row.metric == "accuracy":
+        return _share_text(row.clean, *wilson(row.clean, row.n_pairs))
+    return with_error(row.clean, None if row.clean_stderr == "" else row.clean_stderr, sign=False)
+
+
+def _share_text(share: float, low: float, high: float) -> str:
+    return f"{share:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def aligned(lines: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:

@@ -1,6 +1,7 @@
 """Score grids: saved and read back exactly, selected, ranked, classified and summarised."""
 
 import csv
+import dataclasses
 import os
 import stat
 
@@ -256,6 +257,9 @@ def test_signed_measures_show_both_ends_with_errors():
     # No threshold of relation scores, and no interval of shares.
     assert (row.heads, row.certain_heads, row.low, row.high) == ("", "", "", "")
     assert "3.25 +- 0.5" in summary_table([row])
+    certain = dataclasses.replace(effects("ablation_accuracy", "accuracy"), clean=1.0, clean_stderr=0.0)
+    (row,) = score_rows(GridSet((certain,)))
+    assert "1.00 [0.91, 1.00]" in summary_table([row])  # 41 of 41 prompts, and no error of 0
 
 
 @pytest.mark.parametrize("kind", ["path_direct", "path_query", "circuit_2_key"])
