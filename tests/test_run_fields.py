@@ -274,7 +274,7 @@ CASES = (
     Case("mean_over", "tokens", CURVES, curves, base={"ablation": "mean"}),
     Case("positions", "all", ABLATE, scores),
     Case("positions", "all", ("gradient_attribution",), scores),
-    Case("positions", "all", PATHS, scores, base=TWINS),
+    Case("positions", "all", PATHS, scores, base=TWINS | {"receivers": ("L3H1.q",)}),
     Case("kv_groups", True, ABLATE, shapes, {(5, 2)}),
     Case("metrics", ("accuracy",), ABLATE, kinds, {"ablation_accuracy"}),
     Case("metrics", ("logprob",), ("gradient_attribution",), kinds, {"gradient_logprob"}, base=TWINS),
