@@ -71,7 +71,8 @@ class RunConfig:
       positions: where heads are ablated, "last" or "all".
       kv_groups: ablate the query heads of a key/value head together.
       metrics: of "logprob", "logit_diff" and "accuracy"; empty means all that the prompts allow.
-      rank_by: the kind of grid that ranks heads for ablation curves; max_heads: how many at most (None: by
+      rank_by: the kind of grid that ranks heads for ablation curves (of several templates the mean, of several
+        metrics the last); max_heads: how many at most (None: by
         the model's number of heads); n_random_draws: as many other heads, drawn so often.
       variant_batch: ablated variants that are run at once; None: by the device's free memory.
       stream: read the model layer by layer in every sweep, straight from its Hugging Face directory: for
@@ -170,6 +171,8 @@ class RunConfig:
             if value is not None and not least <= value <= most:  # NaN is in no range
                 bound = f"at most {most}" if value > most else f"at least {least}"
                 raise InputError(f"field {name!r} must be {bound}; got {shown(value)}")
+            if typing.get_type_hints(RunConfig)[name] in (float, float | None) and value is not None:
+                object.__setattr__(self, name, float(value))  # 1 and 1.0 are one config
         for name in ("model", "analyses", "prompts"):
             if getattr(self, name) == ():
                 raise InputError(f"field {name!r} must name at least one; got none")

@@ -97,7 +97,12 @@ FIELDS: dict[str, tuple[Effect, ...]] = {
     "bos": (Effect(FORWARD),),
     "ablation": (Effect(ABLATED),),
     "mean_over": (Effect(ABLATED, lambda config: config.ablation == "mean", "ablation is 'mean'"),),
-    "positions": (Effect(PATHS | _on("head_ablation", "gradient_attribution")),),
+    "positions": (
+        Effect(_on("head_ablation", "gradient_attribution")),
+        # Paths to the logits end at the last position, and no head moves anything there.
+        Effect(_on("path_patching"), lambda config: bool(config.receivers), "there are receivers"),
+        Effect(_on("circuit_discovery"), lambda config: config.n_stages > 1, "n_stages is above 1"),
+    ),
     "kv_groups": (Effect(_on("head_ablation")),),
     "metrics": (Effect(_on("head_ablation", "gradient_attribution")),),
     **dict.fromkeys(("rank_by", "max_heads", "n_random_draws"), (Effect(_on("ablation_curves")),)),

@@ -20,6 +20,7 @@ FOREIGN = {
     "category_shares.csv": "model\ntiny\n",
     "figures/mine.png": "mine",
 }
+DAMAGED = "scores.npz must be the file that the run of run.json wrote; it is missing or another"
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +67,9 @@ def test_the_record_lists_the_runs_files(config: RunConfig):
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
-        ("scores.npz", lambda content: content[:-1], "scores.npz must be what the run of run.json wrote"),
-        ("scores.npz", lambda content: content + b" ", "scores.npz must be what the run of run.json wrote"),
-        ("scores.npz", None, "scores.npz must be what the run of run.json wrote"),
+        ("scores.npz", lambda content: content[:-1], DAMAGED),
+        ("scores.npz", lambda content: content + b" ", DAMAGED),
+        ("scores.npz", None, DAMAGED),
         ("run.json", None, "must be the directory of a finished run; .*run.json: cannot be read"),
         (
             "run.json",

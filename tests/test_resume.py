@@ -404,6 +404,27 @@ def test_a_full_disk_gives_one_line_and_the_run_goes_on_when_there_is_room(stati
     assert results(tmp_path) == expected
 
 
+@pytest.mark.parametrize("full", ["scores.csv", "scores.npz", "run.json"])
+def test_a_disk_that_is_full_when_results_are_written(full: str, static, tmp_path, monkeypatch):
+    short, expected = static
+    short = dataclasses.replace(short, out=str(tmp_path))
+    monkeypatch.setattr(experiments.run, "draw_figures", lambda results, config: [])
+
+    def open_until_full(path: Path, mode: str, **options) -> io.IOBase:
+        if Path(path).name.startswith(f".{full}.") and "w" in mode:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return open(path, mode, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "open", open_until_full, raising=False)
+        with pytest.raises(InputError, match=f"{full} must be writable; No space left on device"):
+            run(short, progress=False)
+    assert len(unit_files(tmp_path)) == 6
+    run(short, progress=False)
+    assert n_found(tmp_path) == 6
+    assert results(tmp_path) == expected
+
+
 def test_the_same_on_a_disk_that_is_really_full(static, tmp_path):
     short, expected = static
     short = dataclasses.replace(short, out=str(tmp_path))

@@ -3,19 +3,24 @@
 import csv
 import dataclasses
 import json
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from absl.testing import flagsaver
 
 from experiments import draw
+from experiments import run as runner
 from experiments.config import RunConfig
 from experiments.run import parse_overrides, run
-from headjax.errors import InputError
+from headjax.errors import InputError, run_main
 from headjax.grid import load_npz
 from tests.test_parity import TRAINED
+from tests.tiny_run import tiny_run
 
 ROOT = Path(__file__).resolve().parents[1]
 # Words that are single tokens of each trained checkpoint's small vocabulary.
@@ -133,33 +138,80 @@ def test_every_trained_checkpoint_runs_through_to_its_figures(name: str, shared_
     assert all(file.is_file() for file in run(config, progress=False))
 
 
-def command(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run(
+def command(*arguments: str, **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
         [sys.executable, "-m", "experiments.run", *arguments],
-        cwd=cwd,
-        capture_output=True,
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
     )
+
+
+def one_line(process: subprocess.Popen) -> str:
+    """The one line with which a command ended."""
+    _, said = process.communicate(timeout=300)
+    lines = [line for line in said.strip().splitlines() if not line.endswith(" s")]
+    assert process.returncode == 2, said
+    assert len(lines) == 1, said
+    return lines[0].removeprefix("error: ")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--config=demo", "--config.tresholt=0.1"], "no field 'tresholt'; near ones: threshold"),
+        (
+            ["--config=demo", "--config.out=a", "--config.out=b"],
+            "a field must be given once; got --config",
+        ),
+        (
+            ["--config=relation_scores", "--config.ablation=mean"],
+            "field 'ablation' must have an effect on",
+        ),
         (["--confg=demo"], "--confg=demo"),
+        (["--config=demo", "--dry_run=maybe"], "dry_run"),
         ([], "a run needs --config FILE"),
-        (["--config=relation_scores", "--config.model=no-such-model"], "no-such-model"),
     ],
 )
-def test_input_at_fault_gives_one_line_and_status_2(arguments: list[str], message: str, tmp_path: Path):
-    result = command(*arguments, f"--config.out={tmp_path / 'out'}" if arguments else "--noprogress")
-    lines = result.stderr.strip().splitlines()
-    assert result.returncode == 2, result.stderr
-    assert len(lines) == 1
-    assert lines[0].startswith("error: ")
-    assert message in lines[0]
-    assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
+def test_a_command_line_at_fault_gives_one_line(arguments: list[str], message: str, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run", *arguments])
+    with flagsaver.flagsaver(config=None), pytest.raises(SystemExit) as ended:
+        run_main(runner.main, unknown_flags=True)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2
+    assert line.startswith("error: ")
+    assert message in line
+
+
+def test_processes_end_with_one_line(tmp_path: Path):
+    """A model that is not there, and a device that is not."""
+    out = f"--config.out={tmp_path / 'out'}"
+    missing = command("--config=relation_scores", "--config.model=no-such-model", out)
+    assert "no-such-model" in one_line(missing)
+    assert not any((tmp_path / "out").iterdir())
+    assert "JAX_PLATFORMS is cuda" in one_line(command("--config=relation_scores", out, JAX_PLATFORMS="cuda"))
+
+
+def test_a_run_that_is_asked_to_end_keeps_what_is_finished(tmp_path: Path):
+    config = dataclasses.replace(tiny_run(tmp_path), analyses=("relation_scores",), templates=())
+    (tmp_path / "config.py").write_text(
+        "import time\n"
+        "from experiments.config import RunConfig\n"
+        "from experiments.units import Units\n"
+        "store = Units._store\n"
+        "Units._store = lambda *unit: (store(*unit), time.sleep(100))\n"  # the first takes its time
+        f"def get_config(): return {config!r}\n"
+    )
+    process = command(f"--config={tmp_path / 'config.py'}", "--noprogress")
+    while not (units := list((tmp_path / "out" / "units").glob("*/*.unit"))) and process.poll() is None:
+        time.sleep(0.1)
+    process.terminate()
+    assert one_line(process) == (
+        "stopped by SIGTERM; what is finished is kept: start the same run again to go on"
+    )
+    assert [file for file in (tmp_path / "out").rglob("*") if file.is_file()] == units
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import draw, planted
+from experiments.circuits import read_circuits
 from experiments.config import RunConfig
 from experiments.run import run
 from experiments.subject import Subject
@@ -158,7 +159,9 @@ def test_figures_show_the_circuits_and_are_drawn_again_without_the_model(demo):
     draw.main(["draw", config.out])
     assert {name: (figures / name).read_bytes() for name in names} == before
     chosen = load_npz(Path(config.out) / "scores.npz").select(kind="static").grids
-    marks = draw.circuit_for("planted", "name_copying", config, draw.read_circuits(config))
+    marks = draw.circuit_for(
+        "planted", "name_copying", config, read_circuits(Path(config.out) / "circuits.csv")
+    )
     legend = draw.with_prediction(marks, chosen[1]).legend
     assert legend.startswith("Found by path patching (name copying); AUC 1.00 (p = ")
 
@@ -207,6 +210,7 @@ def trained(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunC
         prompts=str(tmp / "names.jsonl"),
         analyses=("path_patching",),
         receivers=("L4H1.q", "4.2.q", "L3H0.v"),
+        positions="all",
         out=str(tmp / "out"),
         checkpoint_dir=str(tmp / "checkpoints"),
     )
@@ -221,6 +225,7 @@ def test_path_patching_writes_a_grid_for_the_logits_and_for_each_kind_of_input(t
         np.testing.assert_allclose(grid.samples.mean(axis=0), grid.scores, atol=1e-3)
     query, value = (grids.select(kind=kind).grids[0].scores for kind in ("path_query", "path_value"))
     assert np.abs(query[:4]).max() > 0.01
+    assert np.abs(value[:3]).max() > 0.01
     assert not query[4:].any()
     assert not value[3:].any()
     names = {path.name for path in (Path(trained.out) / "figures").iterdir()}

@@ -57,7 +57,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     asked = [{"prompt": f"The {word} is", "answer": answer} for word, answer in (("dog", "no"), ("cat", "a"))]
     (tmp / "asked.jsonl").write_text("\n".join(map(json.dumps, asked)))
     twins = [
-        {"prompt": f"The story of {a} is", "answer": b, "distractor": a, "corrupted": f"The story of {b} is"}
+        {"prompt": f"The story of {a} is", "answer": a, "distractor": b, "corrupted": f"The story of {b} is"}
         for a, b in (("John", "Mary"), ("Anna", "Peter"), ("Mark", "Lucy"))
     ]
     (tmp / "twins.jsonl").write_text("\n".join(map(json.dumps, twins)))
@@ -274,7 +274,7 @@ CASES = (
     Case("mean_over", "tokens", CURVES, curves, base={"ablation": "mean"}),
     Case("positions", "all", ABLATE, scores),
     Case("positions", "all", ("gradient_attribution",), scores),
-    Case("positions", "all", PATHS, scores, base=TWINS),
+    Case("positions", "all", PATHS, scores, base=TWINS | {"receivers": ("L3H1.q",)}),
     Case("kv_groups", True, ABLATE, shapes, {(5, 2)}),
     Case("metrics", ("accuracy",), ABLATE, kinds, {"ablation_accuracy"}),
     Case("metrics", ("logprob",), ("gradient_attribution",), kinds, {"gradient_logprob"}, base=TWINS),
