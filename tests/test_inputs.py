@@ -23,10 +23,6 @@ from tests.test_streamed import from_memory
 K = np.full(7, 5, np.int32)
 
 
-def streamed_from_memory(sweep: Callable, *more) -> Callable:
-    return lambda model, prompts, **how: sweep(from_memory(model), prompts, *more, **how)
-
-
 SWEEPS: dict[str, Callable] = {
     "ablation": head_ablation,
     "curves": lambda *given, **how: ablation_curves(*given, {"capitals": np.ones((3, 5))}, **how),
@@ -36,9 +32,9 @@ SWEEPS: dict[str, Callable] = {
     "direct": direct_effects,
     "paths": path_patching,
     "replacement": lambda *given, **how: find_replacement(*given, "mean", **({"positions": "last"} | how)),
-    "streamed ablation": streamed_from_memory(streamed.head_ablation),
-    "streamed dynamic": streamed_from_memory(streamed.dynamic_scores, K),
-    "streamed attribution": streamed_from_memory(streamed.logit_attribution),
+    "streamed ablation": streamed.head_ablation,
+    "streamed dynamic": lambda *given, **how: streamed.dynamic_scores(*given, K, **how),
+    "streamed attribution": streamed.logit_attribution,
 }
 PROMPTS = dataclasses.replace(random_prompts(53), corrupted=random_prompts(53, seed=1).tokens)
 
@@ -63,13 +59,15 @@ WRONG = {
 
 
 @pytest.fixture(scope="module")
-def model():
-    return informative_model(GPT2)
+def models():
+    """One that is held, and the same read layer by layer."""
+    model = informative_model(GPT2)
+    return {False: model, True: from_memory(model)}
 
 
 @pytest.mark.parametrize("sweep", SWEEPS)
-def test_what_does_not_fit_the_model_is_refused_before_anything_runs(sweep: str, model, count_compiles):
-    run = SWEEPS[sweep]
+def test_what_does_not_fit_the_model_is_refused_before_anything_runs(sweep: str, models, count_compiles):
+    run, model = SWEEPS[sweep], models[sweep.startswith("streamed")]
     with count_compiles() as compiled:
         for rule, prompts in WRONG.items():
             with pytest.raises(InputError, match=rule):
@@ -81,12 +79,14 @@ def test_what_does_not_fit_the_model_is_refused_before_anything_runs(sweep: str,
 
 
 @pytest.mark.parametrize("sweep", ["ablation", "gradient", "paths", "replacement", "streamed ablation"])
-def test_unknown_positions_are_refused(sweep: str, model):
+def test_unknown_positions_are_refused(sweep: str, models):
+    model = models[sweep.startswith("streamed")]
     with pytest.raises(InputError, match="'positions' must be one of last, all; got 'first'"):
         SWEEPS[sweep](model, PROMPTS, positions="first")
 
 
-def test_other_options_are_refused(model):
+def test_other_options_are_refused(models):
+    model = models[False]
     with pytest.raises(InputError, match="'variant_batch' must be a whole number of at least 1; got 0"):
         head_ablation(model, PROMPTS, variant_batch=0)
     with pytest.raises(InputError, match="'mean_over' must be one of prompts, tokens; got 'heads'"):

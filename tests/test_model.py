@@ -11,7 +11,7 @@ from flax import nnx
 from headjax import load_model
 from headjax.axes import Head
 from headjax.config import Llama3Scaling, ModelConfig, Rotary
-from headjax.edits import HeadEdit
+from headjax.edits import HeadEdit, check_edit
 from headjax.errors import InputError
 from headjax.model import Transformer, build_model, model_parameters, parameter_shapes
 from headjax.rotary import rotary_frequencies
@@ -329,7 +329,7 @@ def test_an_edit_that_does_not_fit_the_tokens_is_refused():
     with pytest.raises(InputError, match=r"replacement must be .* B=2 or 1"):
         model(TOKENS, edit=own._replace(replacement=jnp.zeros((3, 4, 1, 1, 1))))
     with pytest.raises(InputError, match=r"must be a HeadEdit.*; got 'L1H3'"):
-        model(TOKENS, edit="L1H3")
+        check_edit("L1H3", (2, 11), GPT2)
     tensor = HeadEdit.ablate(GPT2, ["L1H3"], n_positions=11, replacement=torch.zeros(3, 1, 1, 1, 1))
     np.testing.assert_array_equal(model(TOKENS, edit=tensor).logits, model(TOKENS, edit=own).logits)
 
