@@ -36,9 +36,9 @@ import pytest
 from tests.helpers.faults import Fault, draw_faults
 
 ROOT = Path(__file__).resolve().parents[2]
-IMPORTED = ("-W", "ignore::pytest.PytestAssertRewriteWarning")  # plugins are, before pytest starts
-FORK = multiprocessing.get_context("fork")
-# What the tests import and no fault touches: read once here, so that a forked process starts at once.
+SOURCES = ("headjax/**/*", "kernels/**/*", "checkpoints_convert/**/*", "experiments/**/*")
+# What the tests import and no fault touches: read once, so that a forked process starts at once; pytest says
+# of some that they were there before it.
 LIBRARIES = (
     "jax",
     "flax.nnx",
@@ -48,15 +48,11 @@ LIBRARIES = (
     "transformers",
     "torch",
 )
-SOURCES = ("headjax/**/*", "kernels/**/*", "checkpoints_convert/**/*", "experiments/**/*")
-UNDECIDED = "UNDECIDED: time limit"  # a hang, or only a slow machine: run it again with --only and --limit
-PYTEST = ("-x", "-n", "0", "-p", "no:cacheprovider", "--tb=no", "-rfE", *IMPORTED)
-PASSED, FAILED, INTERRUPTED, NOTHING = (
-    0,
-    1,
-    2,
-    5,
-)  # pytest's exit statuses; it is interrupted where a module cannot be imported
+PYTEST = ("-x", "-n", "0", "-p", "no:cacheprovider", "--tb=no", "-rfE")
+PYTEST += ("-W", "ignore::pytest.PytestAssertRewriteWarning")
+PASSED, NO_TESTS = 0, 5  # exit statuses of pytest
+UNDECIDED = "UNDECIDED: "  # a hang, or only a slow machine: run it again with --only and --limit
+FORK = multiprocessing.get_context("fork")
 
 
 # --- the tests of a file --------------------------------------------------------------------------------
@@ -141,7 +137,7 @@ class Tree:
         os.utime(self.root / file, ns=(self.written, self.written))
 
     def failing(self, tests: tuple[str, ...], *options: str) -> str | None:
-        """The first test that fails; UNDECIDED after the time limit; None where all pass."""
+        """The first test that fails; UNDECIDED and why where there is no telling; None where all pass."""
         with tempfile.TemporaryFile("w+") as output:
             process = FORK.Process(target=self.run_pytest, args=([*PYTEST, *options, *tests], output))
             process.start()
@@ -149,15 +145,15 @@ class Tree:
             if process.is_alive():
                 os.killpg(process.pid, signal.SIGKILL)
                 process.join()
-                return UNDECIDED
+                return UNDECIDED + "time limit"
             output.seek(0)
             text = output.read()
-        found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", text, re.MULTILINE)
-        if process.exitcode in (PASSED, NOTHING):
+        if process.exitcode in (PASSED, NO_TESTS):
             return None
-        if not found:
-            raise RuntimeError(f"pytest ended with {process.exitcode}:\n{text[-3000:]}")
-        return found[1]
+        if process.exitcode < 0:
+            return f"a crash, signal {-process.exitcode}"
+        found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", text, re.MULTILINE)
+        return found[1] if found else f"{UNDECIDED}pytest ended with {process.exitcode}, {text[-200:]!r}"
 
     def run_pytest(self, arguments: list[str], output: IO[str]) -> None:
         """In a process of its own, and a group of its own, so that what a test started ends with it."""
@@ -199,9 +195,7 @@ def main() -> None:
     parser.add_argument("--files", nargs="+", default=SOURCES, help="globs of source files")
     parser.add_argument("--only", type=int, nargs="+", help="numbers of the faults to run again")
     parser.add_argument("--list", action="store_true", help="print the faults and run nothing")
-    parser.add_argument(
-        "--widest", type=int, default=9, help="1: tests of that name; 2: importing; 3: reaching"
-    )
+    parser.add_argument("--widest", type=int, default=9, help="how far outwards: 1 is the nearest tests")
     parser.add_argument("--limit", type=float, default=600, help="seconds for the tests of one step")
     arguments = parser.parse_args()
     faults = dict(enumerate(draw_faults(ROOT, arguments.files, arguments.n, arguments.seed)))
@@ -211,6 +205,7 @@ def main() -> None:
         for number, fault in faults.items():
             print(f"{number:3}  {fault}")
         return
+    os.environ |= {"JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1"}  # as conftest.py, which comes after them
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{tempfile.gettempdir()}/headjax-mutate-cache")
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     for library in LIBRARIES:
@@ -222,7 +217,7 @@ def main() -> None:
             begun = time.monotonic()
             noticed = tree.notices(fault, arguments.widest)
             verdict = f"noticed by {noticed}"
-            if noticed in (None, UNDECIDED):
+            if noticed is None or noticed.startswith(UNDECIDED):
                 verdict = noticed or "SURVIVED"
                 survivors.append(f"{number:3}  {fault}  {verdict}")
             print(f"{number:3}  {fault}\n     {verdict} ({time.monotonic() - begun:.0f} s)", flush=True)
