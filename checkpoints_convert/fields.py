@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from headjax.config import Llama3Scaling, Rotary
-from headjax.errors import InputError
+from headjax.errors import InputError, shown
 
 Value = TypeVar("Value")
 REQUIRED: Any = object()
@@ -67,7 +67,7 @@ class Fields:
         self.taken: set[str] = set()
 
     def refuse(self, rule: str, got: Any) -> InputError:
-        return InputError(f"{self.file}: {self.within}{rule}; got {got!r}")
+        return InputError(f"{self.file}: {self.within}{rule}; got {shown(got)}")
 
     def take(self, *names: str, default: Any = REQUIRED) -> Any:
         """The value of a field that has several spellings; those present must agree."""
@@ -125,9 +125,9 @@ class Fields:
         """Refuses every field that was neither taken nor is known to change nothing."""
         unknown = sorted(set(self.values) - self.taken - set(ignored))
         if unknown:
-            shown = ", ".join(f"{self.within}{name}={self.values[name]!r}" for name in unknown)
+            found = ", ".join(f"{self.within}{name}={shown(self.values[name])}" for name in unknown)
             raise InputError(
-                f"{self.file}: a field that is not known may change the model and must be null; got {shown}"
+                f"{self.file}: a field that is not known may change the model and must be null; got {found}"
             )
 
 

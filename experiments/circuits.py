@@ -17,7 +17,7 @@ from headjax.circuit_discovery import Discovery, FoundHead, found_circuit, overl
 from headjax.circuit_prediction import ALL_ROLES, Prediction, predictions
 from headjax.circuits import CIRCUITS, Circuit, find_circuit, write_circuit
 from headjax.grid import GridSet
-from headjax.io import atomic_write, safe_name
+from headjax.io import atomic_write, read_table, safe_name
 
 # The relation on whose panel a task's circuit is marked, where the task is not a relation itself.
 RELATION_OF_TASK = {"ioi": "name_copying", "colored_objects": "copying"}
@@ -86,12 +86,10 @@ def read_circuits(config: RunConfig) -> Found:
     path = Path(config.out) / "circuits.csv"
     found: dict[tuple[str, str], list[FoundHead]] = {}
     if path.is_file():
-        with open(path, newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                one = FoundHead(
-                    Head.parse(row["head"]), int(row["stage"]), row["input"], float(row["effect"])
-                )
-                found.setdefault((row["model"], row["task"]), []).append(one)
+        columns = CircuitRow.__annotations__ | {"head": Head.parse}
+        for row in (CircuitRow(*row) for row in read_table(path, columns)):
+            one = FoundHead(row.head, row.stage, row.input, row.effect)
+            found.setdefault((row.model, row.task), []).append(one)
     return found
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from experiments.published import COMPARISONS
-from headjax.errors import InputError
+from headjax.errors import InputError, shown
 from headjax.io import parse_json
 from kernels.head_attention import IMPLEMENTATIONS
 
@@ -151,22 +151,22 @@ class RunConfig:
         for name, kind in typing.get_type_hints(RunConfig).items():
             value = getattr(self, name)
             if not any(_is_a(value, option) for option in _options(kind)):
-                raise InputError(f"field {name!r} must be {_describe(kind)}; got {value!r}")
+                raise InputError(f"field {name!r} must be {_describe(kind)}; got {shown(value)}")
         for name, choices in _CHOICES.items():
             value = getattr(self, name)
             for one in value if isinstance(value, tuple) else (value,):
                 if one not in choices and one is not None:
-                    raise InputError(f"field {name!r} must be one of {', '.join(choices)}; got {one!r}")
+                    raise InputError(f"field {name!r} must be one of {', '.join(choices)}; got {shown(one)}")
         for name, least in _MINIMA.items():
             value = getattr(self, name)
             if value is not None and value < least:
-                raise InputError(f"field {name!r} must be at least {least}; got {value!r}")
+                raise InputError(f"field {name!r} must be at least {least}; got {shown(value)}")
         if self.mesh is not None and self.parallel is not None:
             raise InputError(f"of 'mesh' and 'parallel' one is enough; got {self.mesh} and {self.parallel!r}")
         if self.stream:
             for analysis in self.analyses:
                 if analysis not in STREAMED:
-                    raise InputError(f"field 'stream' is for {', '.join(STREAMED)}; got {analysis!r}")
+                    raise InputError(f"field 'stream' is for {', '.join(STREAMED)}; got {shown(analysis)}")
             if "head_ablation" in self.analyses and self.positions != "last":
                 raise InputError(f"field 'stream' needs positions 'last'; got {self.positions!r}")
         if not self.models:
@@ -231,7 +231,7 @@ def load_config(path: str, overrides: Mapping[str, str]) -> RunConfig:
         if name not in hints:
             near = difflib.get_close_matches(name, hints, n=3, cutoff=0.5)
             hint = f"; near ones: {', '.join(near)}" if near else f"; fields: {', '.join(hints)}"
-            raise InputError(f"a config has no field {name!r}{hint}")
+            raise InputError(f"a config has no field {shown(name)}{hint}")
         values[name] = _parse(name, text, hints[name])
     return dataclasses.replace(config, **values)
 
@@ -304,7 +304,7 @@ def _parse(name: str, text: str, kind: object) -> object:
     except InputError:
         value = None
     if value is None or not any(_is_a(value, option) for option in options):
-        raise InputError(f"field {name!r} must be {_describe(kind)}; got {text!r}")
+        raise InputError(f"field {name!r} must be {_describe(kind)}; got {shown(text)}")
     return value
 
 
@@ -313,6 +313,6 @@ def _parse_list(name: str, text: str) -> tuple[str, ...]:
         words = parse_json(text, name)
     except InputError as error:
         raise InputError(
-            f"field {name!r} must be a JSON list where it begins with [; got {text!r}"
+            f"field {name!r} must be a JSON list where it begins with [; got {shown(text)}"
         ) from error
     return tuple(words)

@@ -10,7 +10,7 @@ from headjax.correlations import correlation_latex, correlation_table, correlati
 from headjax.curve_tables import CurveRow, curve_rows, summary_row
 from headjax.curve_tables import SummaryRow as CurveSummary
 from headjax.grid import GridSet
-from headjax.io import atomic_write
+from headjax.io import atomic_write, read_table
 from headjax.summary import SummaryRow, category_rows, save_summary, score_rows, summary_table
 from headjax.sweeps.ablation_curves import RelationCurves
 from headjax.sweeps.gradient_attribution import agreement
@@ -76,12 +76,8 @@ def write_curves(
 
 def read_curves(path: Path) -> list[tuple[str, CurveRow]]:
     """(model, point) of every row that `write_curves` wrote to ablation_curves.csv."""
-    with open(path, newline="", encoding="utf-8") as file:
-        _, *rows = csv.reader(file)
-    return [
-        (model, CurveRow(*texts[:3], int(texts[3]), texts[4], *map(float, texts[5:])))
-        for model, *texts in rows
-    ]
+    columns = {"model": str, **CurveRow.__annotations__}
+    return [(model, CurveRow(*row)) for model, *row in read_table(path, columns)]
 
 
 def curves_table(rows: Sequence[tuple]) -> str:

@@ -10,7 +10,7 @@ from experiments.compare import Comparison, compare
 from experiments.config import RunConfig
 from experiments.tables import read_curves
 from headjax.grid import GridSet
-from headjax.io import atomic_write
+from headjax.io import atomic_write, read_table
 from headjax.universality import (
     CategoryShare,
     GroupSimilarity,
@@ -100,10 +100,7 @@ def read_universality(out: Path, name: str) -> list:
     if not (out / name).is_file():
         return []
     row_type = UNIVERSALITY[name]
-    types = [row_type.__annotations__[field] for field in row_type._fields]
-    with open(out / name, newline="", encoding="utf-8") as file:
-        _, *rows = csv.reader(file)
-    return [row_type(*(kind(text) for kind, text in zip(types, row, strict=True))) for row in rows]
+    return [row_type(*row) for row in read_table(out / name, row_type.__annotations__)]
 
 
 def write_comparison(grids: GridSet, config: RunConfig) -> tuple[list[Path], list[str]]:
@@ -122,9 +119,7 @@ def write_comparison(grids: GridSet, config: RunConfig) -> tuple[list[Path], lis
 
 def read_comparison(path: Path) -> list[Comparison]:
     """The rows that `write_comparison` wrote."""
-    with open(path, newline="", encoding="utf-8") as file:
-        _, *rows = csv.reader(file)
-    return [Comparison(*texts[:6], *map(float, texts[6:10]), texts[10]) for texts in rows]
+    return [Comparison(*row) for row in read_table(path, Comparison.__annotations__)]
 
 
 def comparison_table(rows: Sequence[Comparison]) -> str:

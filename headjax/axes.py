@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from headjax.errors import InputError
+from headjax.errors import InputError, shown
 
 Tokens = Int[Array | np.ndarray, "B S"]
 TokenMask = Bool[Array | np.ndarray, "B S"]
@@ -25,7 +25,9 @@ Residual = Float[Array, "B S D"]
 HeadOutputs = Float[Array, "B S H K"]
 Logits = Float[Array, "B S V"]
 
-_HEAD = re.compile(r"\s*(?:L(\d+)H(\d+)|(\d+)\.(\d+)|\(\s*(\d+)\s*,\s*(\d+)\s*\))\s*", re.IGNORECASE)
+_HEAD = re.compile(
+    r"\s*(?:L(\d{1,9})H(\d{1,9})|(\d{1,9})\.(\d{1,9})|\(\s*(\d{1,9})\s*,\s*(\d{1,9})\s*\))\s*", re.IGNORECASE
+)
 
 
 class Head(NamedTuple):
@@ -44,5 +46,5 @@ class Head(NamedTuple):
             return cls(int(label[0]), int(label[1]))
         match = _HEAD.fullmatch(label) if isinstance(label, str) else None
         if match is None:
-            raise InputError(f"a head is written L9H6, 9.6 or (9, 6); got {label!r}")
+            raise InputError(f"a head is written L9H6, 9.6 or (9, 6); got {shown(label)}")
         return cls(*(int(group) for group in match.groups() if group is not None))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headjax.axes import Head
-from headjax.errors import InputError
+from headjax.errors import InputError, shown
 from headjax.io import atomic_write, parse_json, read_text
 
 
@@ -121,11 +121,11 @@ def _marks(roles: Mapping[str, object], origin: str, legend: str) -> Circuit:
     read = {}
     for role, heads in roles.items():
         if not isinstance(heads, str | list | tuple):
-            raise InputError(f"{origin}: {role!r} must be a list of heads like L9H6; got {heads!r}")
+            raise InputError(f"{origin}: {shown(role)} must be a list of heads like L9H6; got {shown(heads)}")
         try:
             parsed = parse_heads(heads) if isinstance(heads, str) else tuple(dict.fromkeys(map(_head, heads)))
         except InputError as error:
-            raise InputError(f"{origin}: {role!r}: {error}") from error
+            raise InputError(f"{origin}: {shown(role)}: {error}") from error
         read[role] = parsed
     if not any(read.values()):
         raise InputError(f"{origin} must name at least one head; got none")
@@ -137,7 +137,7 @@ def _head(label: object) -> Head:
         return Head(*label)
     if isinstance(label, str):
         return Head.parse(label)
-    raise InputError(f'a head is written "L9H6", "9.6" or [9, 6]; got {label!r}')
+    raise InputError(f'a head is written "L9H6", "9.6" or [9, 6]; got {shown(label)}')
 
 
 def check_fits(circuit: Circuit, n_layers: int, n_heads: int) -> None:

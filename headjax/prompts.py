@@ -6,6 +6,7 @@ decide, so nothing here knows a tokenizer's kind. Which prompts there are is in 
 """
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,6 +117,8 @@ def load_tokenizer(directory: Path | str) -> PreTrainedTokenizerBase:
     except Exception as error:  # readers raise whatever they like for a broken file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"the tokenizer in {directory} cannot be read: {reason}") from error
+    # Prompts are held against the model's own positions: what the tokenizer says of it is not asked.
+    tokenizer.model_max_length = sys.maxsize
     if not tokenizer.is_fast:
         kind = type(tokenizer).__name__
         raise InputError(f"a tokenizer must report offsets, as tokenizer.json's do; {directory} gives {kind}")
