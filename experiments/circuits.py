@@ -4,7 +4,6 @@
 holds the same as marks, one JSON file a model and task, for the field `circuits` of other runs.
 """
 
-import csv
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from headjax.circuit_discovery import Discovery, FoundHead, found_circuit, overl
 from headjax.circuit_prediction import ALL_ROLES, Prediction, predictions
 from headjax.circuits import CIRCUITS, Circuit, find_circuit, write_circuit
 from headjax.grid import GridSet
-from headjax.io import safe_name
+from headjax.io import read_table, safe_name
 from headjax.stats import p_text
 from headjax.summary import save_rows
 
@@ -89,11 +88,10 @@ def write_circuits(
 def read_circuits(path: Path) -> Found:
     """What `write_circuits` wrote to circuits.csv."""
     found: dict[tuple[str, str], list[FoundHead]] = {}
-    with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            numbers = (float(row["effect"]), float(row["stderr"]), int(row["n_prompts"]))
-            one = FoundHead(Head.parse(row["head"]), int(row["stage"]), row["input"], *numbers)
-            found.setdefault((row["model"], row["task"]), []).append(one)
+    columns = CircuitRow.__annotations__ | {"head": Head.parse}
+    for row in (CircuitRow(*row) for row in read_table(path, columns)):
+        one = FoundHead(row.head, row.stage, row.input, row.effect, row.stderr, row.n_prompts)
+        found.setdefault((row.model, row.task), []).append(one)
     return found
 
 

@@ -1,6 +1,5 @@
 """The tables of a run: written as files and, in short, printed."""
 
-import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from headjax.correlations import correlation_latex, correlation_table, correlati
 from headjax.curve_tables import CurveRow, curve_rows, summary_row
 from headjax.curve_tables import SummaryRow as CurveSummary
 from headjax.grid import GridSet
-from headjax.io import atomic_write
+from headjax.io import atomic_write, read_table
 from headjax.summary import (
     CleanRow,
     SummaryRow,
@@ -88,12 +87,8 @@ def write_curves(
 
 def read_curves(path: Path) -> list[tuple[str, CurveRow]]:
     """(model, point) of every row that `write_curves` wrote to ablation_curves.csv."""
-    with open(path, newline="", encoding="utf-8") as file:
-        _, *rows = csv.reader(file)
-    return [
-        (model, CurveRow(*texts[:3], int(texts[3]), texts[4], *map(float, texts[5:])))
-        for model, *texts in rows
-    ]
+    columns = {"model": str, **CurveRow.__annotations__}
+    return [(model, CurveRow(*row)) for model, *row in read_table(path, columns)]
 
 
 def curves_table(rows: Sequence[tuple]) -> str:

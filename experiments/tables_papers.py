@@ -10,7 +10,7 @@ from typing import NamedTuple
 from experiments.compare import Comparison
 from experiments.config import RunConfig
 from headjax.grid import GridSet
-from headjax.io import atomic_write
+from headjax.io import atomic_write, read_table
 from headjax.markdown import markdown_code, markdown_text
 from headjax.universality import (
     CategoryShare,
@@ -96,10 +96,7 @@ def write_universality(
 def read_universality(path: Path) -> list[NamedTuple]:
     """The rows of one of the files."""
     row_type = UNIVERSALITY[path.name]
-    types = [row_type.__annotations__[field] for field in row_type._fields]
-    with open(path, newline="", encoding="utf-8") as file:
-        _, *rows = csv.reader(file)
-    return [row_type(*(kind(text) for kind, text in zip(types, row, strict=True))) for row in rows]
+    return [row_type(*row) for row in read_table(path, row_type.__annotations__)]
 
 
 def write_comparison(rows: Sequence[Comparison], config: RunConfig) -> tuple[list[Path], list[str]]:
@@ -116,9 +113,7 @@ def write_comparison(rows: Sequence[Comparison], config: RunConfig) -> tuple[lis
 
 def read_comparison(path: Path) -> list[Comparison]:
     """The rows that `write_comparison` wrote."""
-    with open(path, newline="", encoding="utf-8") as file:
-        _, *rows = csv.reader(file)
-    return [Comparison(*texts[:6], *map(float, texts[6:10]), texts[10]) for texts in rows]
+    return [Comparison(*row) for row in read_table(path, Comparison.__annotations__)]
 
 
 def comparison_table(rows: Sequence[Comparison]) -> str:

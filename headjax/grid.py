@@ -7,7 +7,6 @@ figures and tables are drawn again from it without the model.
 
 import csv
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from jax import Array
 from jaxtyping import Bool, Float
 
 from headjax.axes import Head
-from headjax.errors import InputError
+from headjax.errors import InputError, shown
 from headjax.io import atomic_write
 
 CSV_COLUMNS = (
@@ -206,20 +205,22 @@ def _pad(parts: list[np.ndarray | None]) -> np.ndarray:
 def load_npz(path: str | Path) -> GridSet:
     """Reads what `save_npz` wrote, kind by kind. Raises InputError for a file that is not that."""
     try:
-        with open(path, "rb") as file:
-            if not zipfile.is_zipfile(file):
+        with open(path, "rb") as opened:
+            if not zipfile.is_zipfile(opened):
                 raise InputError(f"{path} must be a scores.npz; it is no zip archive, or a truncated one")
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
+            opened.seek(0)
+            with np.load(opened, allow_pickle=False) as file:
+                arrays = dict(file)
         return GridSet(tuple(grid for key in arrays if "." not in key for grid in _load_kind(arrays, key)))
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{path} must be a readable scores.npz; {error.strerror or error}") from error
     except KeyError as error:
-        raise InputError(
-            f"{path} must be a scores.npz as headjax writes it; it lacks the array {error}"
-        ) from error
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise InputError(f"{path} must be a whole scores.npz; {error}") from error
+        rule = "must be a scores.npz as headjax writes it"
+        raise InputError(f"{path} {rule}; it lacks the array {shown(error)}") from error
+    except Exception as error:  # numpy and zipfile raise whatever they like for a damaged archive
+        raise InputError(f"{path} must be a whole scores.npz; {shown(error)}") from error
 
 
 def _load_kind(arrays: dict[str, np.ndarray], kind: str) -> Iterator[HeadGrid]:

@@ -1,12 +1,14 @@
 """Files: JSON is read in one way, with every fault named; results are written whole or not at all."""
 
+import csv
 import json
 import os
 import re
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import StringIO
 from pathlib import Path
 from typing import IO, Any
 
@@ -86,6 +88,28 @@ def json_object(value: Any, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{name}: must hold a JSON object; got {shown(value)}")
     return value
+
+
+def read_table(path: str | Path, columns: Mapping[str, Callable[[str], Any]]) -> list[list[Any]]:
+    """The rows of a csv file below its head, which names these columns; each value read by its column's type.
+
+    Raises InputError naming the line of a row that does not fit.
+    """
+    try:
+        rows = [*csv.reader(StringIO(read_text(path), newline=""), strict=True)]
+    except csv.Error as error:
+        raise InputError(f"{path}: not valid csv: {shown(error)}") from error
+    if not rows or rows[0] != list(columns):
+        raise InputError(
+            f"{path}: the columns must be {', '.join(columns)}; got {shown(rows[0] if rows else '')}"
+        )
+    table = []
+    for number, row in enumerate(rows[1:], start=2):
+        try:
+            table.append([read(text) for read, text in zip(columns.values(), row, strict=True)])
+        except ValueError as error:  # too few or too many, no number, or what another reader refuses
+            raise InputError(f"{path}: row {number} must fit the columns; {shown(error)}") from error
+    return table
 
 
 @contextmanager

@@ -9,6 +9,7 @@ tokenizer's own offsets decide, so nothing here knows a tokenizer's kind. Which 
 
 import re
 import string
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -149,6 +150,8 @@ def load_tokenizer(directory: Path | str) -> PreTrainedTokenizerBase:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise InputError(f"the tokenizer in {directory} cannot be read: {shown(error)}") from error
+    # Prompts are held against the model's own positions: what the tokenizer says of it is not asked.
+    tokenizer.model_max_length = sys.maxsize
     kind = type(tokenizer).__name__
     if not tokenizer.is_fast:
         raise InputError(f"a tokenizer must report offsets, as tokenizer.json's do; {directory} gives {kind}")
