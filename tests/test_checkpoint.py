@@ -52,6 +52,7 @@ CONFIG = ModelConfig(
     gated_mlp=True,
     parallel_residual=False,
     tied_embeddings=False,
+    scores_by_layer=True,
 )
 
 
