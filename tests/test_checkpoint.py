@@ -56,6 +56,7 @@ CONFIG = ModelConfig(
     gated_mlp=True,
     parallel_residual=False,
     tied_embeddings=False,
+    scores_by_layer=True,
 )
 TINY = dataclasses.replace(CONFIG, n_layers=1, d_mlp=5, vocab_size=7)
 

@@ -257,8 +257,7 @@ def test_wrapped_names_are_understood(kind: str, hf_directory: Path, tmp_path: P
     [
         (
             lambda name: name if ".h.1." in name else f"module.{name}",
-            "all names of tensors must begin with 'module.', as the embedding's does, or none; "
-            "12 of 40 do not: ",
+            "all names of tensors must begin with 'module.', as the embedding's does, or none; 12 of 40",
         ),
         (
             lambda name: name.replace("c_fc.weight", "c_fc.lora_A.default.weight"),
@@ -537,7 +536,7 @@ def test_a_cache_may_know_a_model_under_its_old_name(hf_directory: Path, tmp_pat
         shutil.copytree(hf_directory, repository / "snapshots" / COMMIT)
         (repository / "refs").mkdir()
         (repository / "refs" / "main").write_text(COMMIT)
-    files = "config.json model.safetensors tokenizer.json"
+    files = " ".join(sorted(file.name for file in hf_directory.iterdir()))
     for offline, address in ((True, "http://nowhere.invalid"), (False, "http://127.0.0.1:9")):
         found = find(tmp_path, address, "gpt2", "openai-community/gpt2", "llama-3.1-8b", offline=offline)
         assert found == [
