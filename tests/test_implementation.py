@@ -86,7 +86,7 @@ def attributed(model: Transformer):
 
 
 def patterns(model: Transformer):
-    return attention_patterns(model, TOKENS)
+    return attention_patterns(model, prompts().tokens, prompts().mask)
 
 
 def corrupted_prompts() -> PromptBatch:
