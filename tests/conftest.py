@@ -1,6 +1,8 @@
 """Shared settings and fixtures: strict numerics everywhere, shapes checked at every call."""
 
 import os
+import platform
+from pathlib import Path
 
 # Before JAX starts: eight CPU devices, so that every sharding path is real; no network, ever.
 # Nearly all that tests do is to compile small programs: LLVM's optimisations would cost more than they save.
@@ -14,6 +16,13 @@ os.environ["XLA_FLAGS"] = " ".join(
 )
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Compiled programs are kept for both processes, for those that tests start, and for the next time. Names hold
+# JAX's version and all flags; code is compiled for one processor, so each machine has a folder of its own. It
+# may be removed at any time.
+ROOT = Path(__file__).resolve().parents[1]
+programs = ROOT / ".pytest_cache" / f"programs-{platform.node()}"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(programs))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 from jaxtyping import install_import_hook
 
@@ -22,7 +31,6 @@ install_import_hook(["headjax", "kernels"], "beartype.beartype")
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import jax
 import jax.monitoring
@@ -31,7 +39,7 @@ import pytest
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED_DATA = ROOT.parent / "shared" / "data"
 
 
 @pytest.fixture(scope="session")

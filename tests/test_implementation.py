@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments.config import RunConfig
-from experiments.run import implementations, run
+from experiments.run import run
 from headjax.config import ModelConfig
 from headjax.edits import HeadEdit
 from headjax.errors import InputError
@@ -20,13 +21,23 @@ from headjax.metrics import next_token_metrics
 from headjax.model import Transformer
 from headjax.prompts import PromptBatch
 from headjax.scores import relation_hits, screening_stages
+from headjax.sweeps.attention_patterns import attention_patterns
+from headjax.sweeps.copy_score import copy_scores
+from headjax.sweeps.copy_score import model_weights as copy_weights
 from headjax.sweeps.dynamic_scores import dynamic_scores
 from headjax.sweeps.gradient_attribution import gradient_attribution
 from headjax.sweeps.head_ablation import head_ablation
+from headjax.sweeps.logit_attribution import logit_attribution
+from headjax.sweeps.path_patching import Receiver, direct_effects, path_patching
 from headjax.sweeps.prefill import prefill
 from headjax.sweeps.relation_scores import model_weights, relation_scores
 from headjax.sweeps.replacement import find_replacement
+from headjax.sweeps.salient_operations import salient_operations
 from headjax.sweeps.variant_step import VariantEdit, variant_step
+from kernels.dispatch import Choice, recording
+from kernels.head_attention import api as head_attention
+from kernels.variant_decode import api as variant_decode
+from kernels.vocab_rank import api as vocab_rank
 from tests.kernel_checks import allowing
 from tests.random_prompts import random_prompts
 from tests.test_model import CONFIGS, TOKENS, informative_model
@@ -71,6 +82,39 @@ def ablated_all(model: Transformer):
     return head_ablation(model, prompts(), ablation="mean", positions="all", kv_groups=True)
 
 
+def attributed(model: Transformer):
+    return logit_attribution(model, prompts(), metric="logit_diff")
+
+
+def patterns(model: Transformer):
+    return attention_patterns(model, prompts().tokens, prompts().mask)
+
+
+def corrupted_prompts() -> PromptBatch:
+    """The same prompts, each with a twin of shifted tokens."""
+    return dataclasses.replace(prompts(), corrupted=np.roll(prompts().tokens, 1, axis=1) * prompts().mask)
+
+
+def direct(model: Transformer):
+    return direct_effects(model, corrupted_prompts())
+
+
+def paths(model: Transformer):
+    return path_patching(model, corrupted_prompts(), (Receiver.parse("L1H2.k"),), positions="all")
+
+
+def paths_last(model: Transformer):
+    return path_patching(model, corrupted_prompts(), (Receiver.parse("L1H2.q"),))
+
+
+def copying(model: Transformer):
+    return copy_scores(copy_weights(model), np.arange(7))
+
+
+def salient(model: Transformer):
+    return salient_operations(model_weights(model), n_tokens=3, n_mapped=2)
+
+
 def gradients(model: Transformer):
     replacement = find_replacement(model, prompts(), "mean", positions="all")
     return gradient_attribution(
@@ -78,11 +122,29 @@ def gradients(model: Transformer):
     )
 
 
-SWEEPS = (static, dynamic, ablated_last, ablated_all, gradients)
+ATTENTION, ABLATION = ("head_attention",), ("head_attention", "next_token_metrics")
+# Every sweep, and what computes it. Where a kernel is named, it is `vocab_rank` in place of the `STAND_INS`.
+SWEEPS = {
+    static: ("relation_hits",),
+    dynamic: (*ATTENTION, "relation_hits"),
+    ablated_last: (*ABLATION, "variant_decode"),
+    ablated_all: ABLATION,
+    gradients: ATTENTION,
+    attributed: ATTENTION,
+    patterns: ATTENTION,
+    direct: (*ATTENTION, "logit_difference"),
+    paths: (*ATTENTION, "logit_difference"),
+    paths_last: (*ATTENTION, "logit_difference", "variant_decode"),
+    copying: (*ATTENTION, "copy_score"),
+    salient: ("salient_operations",),
+}
+THROUGH_KERNELS = (static, dynamic, ablated_last, ablated_all, gradients)
+STAND_INS = ("relation_hits", "next_token_metrics")
+ALWAYS_XLA = ("logit_difference", "copy_score", "salient_operations")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sweep", SWEEPS, ids=lambda sweep: sweep.__name__)
+@pytest.mark.parametrize("sweep", THROUGH_KERNELS, ids=lambda sweep: sweep.__name__)
 def test_a_whole_sweep_is_the_same_through_the_tpu_kernels(sweep):
     expected = sweep(model_with(None))
     with allowing("pallas_mosaic_tpu"):
@@ -200,32 +262,54 @@ def test_a_run_records_what_ran(shared_data: Path, tmp_path: Path):
     assert described[1]["config"]["implementation"] == "reference"
 
 
-@pytest.mark.parametrize(
-    ("analyses", "positions", "usual", "forced"),
-    [
-        ("relation_scores", "last", "relation_hits", "vocab_rank"),
-        ("dynamic_scores", "last", "head_attention relation_hits", "head_attention vocab_rank"),
-        ("attention_patterns", "last", "head_attention", "head_attention"),
-        (
-            "head_ablation",
-            "last",
-            "head_attention variant_decode next_token_metrics",
-            "head_attention variant_decode vocab_rank",
-        ),
-        ("head_ablation", "all", "head_attention next_token_metrics", "head_attention vocab_rank"),
-        (
-            "ablation_curves",
-            "all",
-            "head_attention variant_decode next_token_metrics",
-            "head_attention variant_decode vocab_rank",
-        ),
-    ],
-)
-def test_which_kernels_an_analysis_uses(analyses: str, positions: str, usual: str, forced: str):
-    config = RunConfig(model="gpt2", analyses=(analyses,), positions=positions)
-    assert implementations(config) == dict.fromkeys(usual.split(), "xla")
-    config = dataclasses.replace(config, implementation="pallas_mosaic_tpu")
-    assert implementations(config) == dict.fromkeys(forced.split(), "pallas_mosaic_tpu")
+@pytest.mark.parametrize("sweep", SWEEPS, ids=lambda sweep: sweep.__name__)
+def test_what_ran_is_recorded_at_every_call(sweep, monkeypatch):
+    """Also of programs that an earlier sweep has compiled; and nothing is called but what is recorded."""
+    usual = {Choice(op, "xla", "highest") for op in SWEEPS[sweep]}
+    for _ in range(2):
+        with recording() as ran:
+            sweep(model_with(None))
+        assert ran == usual
+    named = {op if op in ALWAYS_XLA else "vocab_rank" if op in STAND_INS else op for op in SWEEPS[sweep]}
+    for op in (head_attention, variant_decode, vocab_rank):
+        monkeypatch.setitem(op.IMPLEMENTATIONS, "xla", None)
+    with recording() as ran:
+        sweep(model_with("reference"))
+    assert ran == {Choice(op, "xla" if op in ALWAYS_XLA else "reference", "highest") for op in named}
+    with recording() as ran:
+        sweep(model_with(None))
+    assert ran == usual
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """As JAX_ENABLE_X64=1 has it."""
+    jax.config.update("jax_enable_x64", True)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", False)
+
+
+@pytest.mark.parametrize("sweep", SWEEPS, ids=lambda sweep: sweep.__name__)
+def test_numbers_are_float32_where_64_bits_are_allowed(sweep, x64):
+    with jax.enable_x64(False):
+        expected = sweep(model_with(None))
+    actual = sweep(model_with(None))
+    for ours, theirs in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        assert ours.dtype == theirs.dtype
+        assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("implementation", [None, "reference"])
+def test_tokens_of_64_bits(implementation, x64):
+    tokens = np.asarray(TOKENS, np.int64)
+    output = model_with(implementation)(tokens, return_z=True)
+    with jax.enable_x64(False):
+        expected = model_with(None)(TOKENS, return_z=True)
+    assert output.logits.dtype == output.z.dtype == np.float32
+    assert_close(output.logits, expected.logits)
+    assert_close(output.z, expected.z)
 
 
 def test_one_that_cannot_run_here_is_refused_before_anything_is_loaded(tmp_path: Path):
