@@ -120,7 +120,7 @@ def test_a_run_refuses_names_that_would_overwrite_each_other(tmp_path: Path):
     models = [
         Path(shutil.copytree(tmp_path / "a b" / "model", tmp_path / name / "m")) for name in ("x y", "x_y")
     ]
-    with pytest.raises(InputError, match=r"models with their relations name files, .*; got .*"):
+    with pytest.raises(InputError, match=r"models name files, .*; got .x y/m. and .x_y/m."):
         run(dataclasses.replace(config, analyses=("relation_scores",), model=tuple(map(str, models))))
     with pytest.raises(InputError, match="each model of a run must be named once"):
         run(dataclasses.replace(config, analyses=("relation_scores",), model=(str(models[0]),) * 2))
