@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from headjax.config import ModelConfig
-from headjax.errors import InputError
+from headjax.errors import InputError, shown
 from headjax.relations import Relation
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
@@ -115,8 +115,7 @@ def load_tokenizer(directory: Path | str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     except Exception as error:  # readers raise whatever they like for a broken file
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"the tokenizer in {directory} cannot be read: {reason}") from error
+        raise InputError(f"the tokenizer in {directory} cannot be read: {shown(error)}") from error
     # Prompts are held against the model's own positions: what the tokenizer says of it is not asked.
     tokenizer.model_max_length = sys.maxsize
     if not tokenizer.is_fast:
