@@ -485,6 +485,10 @@ BAD_INPUTS = {
         config_fields(n_layer=2_000_000_000),
         "2,000,000,000 layers have at least as many tensors; 40 are here",
     ),
+    "more than can be counted": (
+        config_fields(n_inner=10**100),
+        "config.json: no size of a model is above 2,147,483,647; d_mlp is 1000000",
+    ),
     "model_type is no text": (config_fields(model_type=["gpt2"]), "model_type must be one of gpt2, "),
     "unknown model_type": (
         config_fields(model_type="bert"),

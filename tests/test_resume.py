@@ -21,6 +21,7 @@ import pytest
 
 import experiments.resume
 import experiments.run
+import headjax.io
 from experiments.config import RunConfig
 from experiments.run import run
 from experiments.units import Units, is_whole, pack, unpack
@@ -394,7 +395,7 @@ def test_a_full_disk_gives_one_line_and_the_run_goes_on_when_there_is_room(stati
         return FullDisk(path, mode) if full else open(path, mode, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "open", open_until_full, raising=False)
+        patch.setattr(headjax.io, "open", open_until_full, raising=False)
         with pytest.raises(InputError, match="No space left on device; what is finished is kept"):
             run(short, progress=False)
     assert sorted(file for file in tmp_path.rglob("*") if file.is_file()) == sorted(unit_files(tmp_path))
