@@ -25,7 +25,7 @@ import experiments.run
 from experiments.config import RunConfig
 from experiments.run import run
 from experiments.units import Units, is_whole, pack, unpack
-from headjax import files
+from headjax import io as files
 from headjax.checkpoint import HEADER
 from headjax.errors import InputError
 from headjax.grid import HeadGrid
