@@ -98,7 +98,7 @@ def test_a_checkpoint_gives_what_the_model_gives(name: str, names: np.ndarray, t
 
 def test_padding_rows_and_names_that_are_none(names: np.ndarray):
     """Rows that no token has, as loud as they may be, change nothing; ids and lists that are no names."""
-    ours, _ = twins("gpt_neox")
+    ours, _ = twins("llama-gqa-head-dim-biases")
     weights = model_weights(ours)
     rows = weights.readout.rows
     loud = weights.readout._replace(rows=rows.at[100:].multiply(50))
