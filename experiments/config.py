@@ -71,8 +71,8 @@ class RunConfig:
       positions: where heads are ablated, "last" or "all".
       kv_groups: ablate the query heads of a key/value head together.
       metrics: of "logprob", "logit_diff" and "accuracy"; empty means all that the prompts allow.
-      rank_by: the kind of grid that ranks heads for ablation curves (of several templates the mean, of
-        several metrics the last); max_heads: how many at most (None: by the model's number of heads);
+      rank_by: the kind of grid that ranks heads for ablation curves (the mean over templates; of several
+        metrics the last); max_heads: how many at most (None: by the model's number of heads);
         n_random_draws: as many other heads, drawn so often.
       variant_batch: ablated variants that are run at once; None: by the device's free memory.
       stream: read the model layer by layer in every sweep, straight from its Hugging Face directory: for

@@ -150,12 +150,14 @@ def command(*arguments: str, **environment: str) -> subprocess.Popen:
 
 
 def one_line(process: subprocess.Popen) -> str:
-    """The one line with which a command ended."""
+    """The one line with which a command ended, after those of its stages."""
     _, said = process.communicate(timeout=300)
-    lines = [line for line in said.strip().splitlines() if not line.endswith(" s")]
     assert process.returncode == 2, said
-    assert len(lines) == 1, said
-    return lines[0].removeprefix("error: ")
+    assert "Traceback" not in said
+    *stages, line = said.strip().splitlines()
+    assert not [line for line in stages if "error" in line], said
+    assert line.startswith("error: ")
+    return line.removeprefix("error: ")
 
 
 @pytest.mark.parametrize(
