@@ -186,7 +186,7 @@ def draw_curves(curves: Sequence[tuple[str, CurveRow]], config: RunConfig) -> li
         }
         if len(of_kind["relation"]) != 1:
             found = len(of_kind["relation"])
-            raise InputError(f"{path}: a relation has one curve of its own; {relation} has {found}")
+            raise InputError(f"{model}: a relation has one curve of its own; {relation} has {found}")
         files += figures.ablation_curves_figure(
             Path(config.out) / "figures" / safe_name("ablation_curves", model, relation),
             f"{model}: {relation.replace('_', ' ')}",
