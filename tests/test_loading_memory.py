@@ -82,7 +82,7 @@ def test_no_process_holds_more_than_its_shards_and_one_tensor(tmp_path: Path):
         found = json.loads(output.splitlines()[-1])
         assert found["checksum"] == {"0": 0.0, "7": 7.0}
         assert found["own"] < 1.01 * total / 2
-        # What Python, XLA and orbax themselves grow by while they load is within the 100 MiB.
+        # What Python, XLA and tensorstore themselves grow by while they load is within the 100 MiB.
         assert found["peak"] < found["own"] + largest + 100 * MIB, {
             name: found[name] / MIB for name in ("peak", "own")
         }
