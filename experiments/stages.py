@@ -14,7 +14,7 @@ import tqdm
 from headjax.mesh import is_first_process
 from kernels import dispatch
 
-PACKAGES = ("headjax", "jax", "jaxlib", "flax", "tensorstore", "transformers", "numpy", "matplotlib")
+PACKAGES = ("headjax", "jax", "jaxlib", "flax", "orbax-checkpoint", "transformers", "numpy", "matplotlib")
 T = TypeVar("T")
 
 

@@ -2,21 +2,19 @@
 
     headjax.json          format version, ModelConfig, dtype of every parameter, where it all came from,
                           what every other file must be, and a digest of all this
-    params/embed          embed.*
-    params/blocks/007     blocks.* of layer 7, without the L axis
-    params/final          ln_final.* and unembed.*
+    params/embed          orbax: embed.*
+    params/blocks/007     orbax: blocks.* of layer 7, without the L axis
+    params/final          orbax: ln_final.* and unembed.*
     config.json, ...      the source's configuration and tokenizer, as they were
 
 A layer is a unit of its own, so that writing holds one layer at a time and reading takes only what is
-asked for. Each is an OCDBT database of zarr arrays (tensorstore's), one a parameter, whose every chunk
-carries its CRC-32C: damage is found as bytes are read. Parameters are named as
-`headjax.model.model_parameters` names them.
+asked for. Every chunk of a parameter carries its CRC-32C: damage is found as bytes are read. Parameters are
+named as `headjax.model.model_parameters` names them.
 """
 
 import contextlib
 import hashlib
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -27,7 +25,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tensorstore as ts
+import orbax.checkpoint as ocp
 from jax import Array
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
@@ -165,61 +163,32 @@ def _describe(directory: Path, name: str) -> dict[str, Any]:
         return {"size": size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
-def _array(group: Path, name: str, shape: Sequence[int], dtype: np.dtype) -> dict[str, Any]:
-    """tensorstore's description of one parameter in a group's directory."""
-    chunk = list(shape)
-    while math.prod(chunk) * dtype.itemsize > CHUNK_BYTES:
-        longest = chunk.index(max(chunk))
-        chunk[longest] = -(-chunk[longest] // 2)
-    little_endian = {"name": "bytes", "configuration": {"endian": "little"}}
-    return {
-        "driver": "zarr3",
-        "kvstore": {
-            "driver": "ocdbt",
-            "base": {"driver": "file", "path": f"{group.resolve().as_posix()}/"},
-            "path": f"{name}/",
-        },
-        "metadata": {
-            "shape": list(shape),
-            "data_type": dtype.name,
-            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": chunk}},
-            "codecs": [little_endian, {"name": "crc32c"}],
-        },
-        # A chunk that is absent is damage, not zeros.
-        "fill_missing_data_reads": False,
-        "store_data_equal_to_fill_value": True,
-    }
-
-
 def _restore(
     directory: Path, group: Group, chosen: dict[str, Stored], mesh: Mesh | None
 ) -> dict[str, np.ndarray | Array]:
     """Of the group's parameters the chosen ones: on the mesh, or as numpy arrays where there is none."""
-    path, reads = Path(directory) / group.path, {}
-    context = ts.Context()  # of its own: nothing is remembered of a checkpoint that was here before
+    path, result = Path(directory).resolve() / group.path, {}
     try:
-        for name in chosen.keys() & group.names:
-            shape, dtype = chosen[name]
-            shape = shape if group.layer is None else shape[1:]
-            array = ts.open(_array(path, name, shape, dtype), open=True, context=context).result()
-            reads[name] = array.read() if mesh is None else _restore_on(mesh, name, array)
-        return {name: read.result() if mesh is None else read for name, read in reads.items()}
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+            # One by one: where one is damaged, orbax would report what becomes of the others on stderr.
+            for name in (name for name in group.names if name in chosen):
+                shape = chosen[name].shape if group.layer is None else chosen[name].shape[1:]
+                sharding = None if mesh is None else parameter_sharding(name, shape, mesh)
+                how = (
+                    ocp.RestoreArgs(restore_type=np.ndarray)
+                    if mesh is None
+                    else ocp.ArrayRestoreArgs(sharding=sharding, global_shape=shape)
+                )
+                item = {name: jax.ShapeDtypeStruct(shape, chosen[name].dtype, sharding=sharding)}
+                restore = ocp.args.PyTreeRestore(item=item, restore_args={name: how}, partial_restore=True)
+                result |= checkpointer.restore(path, args=restore)
+                if result[name].shape != shape or result[name].dtype != chosen[name].dtype:
+                    raise ValueError(f"{name} must be {chosen[name].dtype} {list(shape)}")
+        return result
     except (OSError, ValueError, KeyError) as error:
         with contextlib.suppress(OSError):
             (Path(directory) / DAMAGED).touch()
         raise DamagedError(f"{path}: cannot be read: {_reason(error)}; convert again") from error
-
-
-def _restore_on(mesh: Mesh, name: str, array: ts.TensorStore) -> Array:
-    """Of what this process's devices hold, every part is read once."""
-    parts: dict[str, np.ndarray] = {}
-
-    def read(index: tuple[slice, ...]) -> np.ndarray:
-        if str(index) not in parts:
-            parts[str(index)] = array[index].read().result()
-        return parts[str(index)]
-
-    return jax.make_array_from_callback(array.shape, parameter_sharding(name, array.shape, mesh), read)
 
 
 @partial(jax.jit, donate_argnums=0)
@@ -338,13 +307,25 @@ def write_checkpoint(
             (temporary / HEADER).write_text(json.dumps(seal(header), indent=2), encoding="utf-8")
 
 
+class _WithChecksums(ocp.type_handlers.NumpyHandler):
+    """Orbax's writer of numpy arrays, with a CRC-32C in every chunk; whoever reads them checks it."""
+
+    async def _open_and_write(self, value: np.ndarray, tspec: dict[str, Any], ts_context: Any) -> None:
+        tspec["metadata"]["codecs"][0]["configuration"]["codecs"].append({"name": "crc32c"})
+        await super()._open_and_write(value, tspec, ts_context)
+
+
 def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    context = ts.Context()  # shared, so that all of them are one database
-    with ts.Transaction() as transaction:
-        for name, array in arrays.items():
-            spec = _array(path, name, array.shape, array.dtype)
-            opened = ts.open(spec, create=True, transaction=transaction, context=context).result()
-            opened.write(array).result()
+    writers = ocp.type_handlers.create_type_handler_registry(
+        (np.ndarray, _WithChecksums()),
+        (jax.Array, ocp.type_handlers.ArrayHandler()),  # without which orbax warns
+    )
+    handler = ocp.PyTreeCheckpointHandler(
+        use_zarr3=True, use_compression=False, type_handler_registry=writers
+    )
+    chunks = {name: ocp.SaveArgs(chunk_byte_size=CHUNK_BYTES) for name in arrays}
+    with ocp.Checkpointer(handler) as checkpointer:
+        checkpointer.save(path, args=ocp.args.PyTreeSave(arrays, save_args=chunks))
 
 
 @contextlib.contextmanager
