@@ -3,6 +3,7 @@
 Names are imported when first used, so that ``import headjax`` costs nothing.
 """
 
+import logging
 from importlib import import_module
 from typing import Any
 
@@ -16,6 +17,9 @@ _EXPORTS = {
     "load_model": "headjax.zoo",
 }
 __all__ = sorted(_EXPORTS)
+
+# Of transformers only tokenizers are used, which need no torch: that there is none is no news.
+logging.getLogger("transformers").addFilter(lambda record: "PyTorch was not found" not in record.getMessage())
 
 
 def __getattr__(name: str) -> Any:

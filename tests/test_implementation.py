@@ -2,12 +2,18 @@
 
 import dataclasses
 import json
+import logging
+import os
+import sys
+import warnings
 from collections.abc import Iterator
 from functools import cache, partial
 from pathlib import Path
 
+import absl.logging
 import jax
 import jax.numpy as jnp
+import matplotlib
 import numpy as np
 import pytest
 
@@ -43,6 +49,7 @@ from tests.random_prompts import random_prompts
 from tests.test_model import CONFIGS, TOKENS, informative_model
 from tests.test_relation_scores import RULE, some_relations
 from tests.test_run import write_relations
+from tests.tiny_run import tiny_run
 from tests.tolerances import assert_close
 
 FORCED = ("pallas_mosaic_tpu", "reference")
@@ -246,20 +253,52 @@ def a_run(shared_data: Path, tmp: Path, **fields) -> RunConfig:
     )
 
 
-def test_a_run_records_what_ran(shared_data: Path, tmp_path: Path):
+def settings() -> dict[str, object]:
+    """What a process has only one of and a library may change."""
+    return {
+        "jax": dict(jax.config.values),
+        "matplotlib": dict(matplotlib.rcParams),
+        "numpy": (np.geterr(), np.get_printoptions()),
+        "random numbers": repr(np.random.get_state()),
+        "environment": dict(os.environ),
+        "logging": (logging.getLogger().level, logging.getLogger().handlers[:], absl.logging.get_verbosity()),
+        "warnings": warnings.filters[:],
+        "directory": os.getcwd(),
+    }
+
+
+def test_runs_of_one_process_record_what_ran_and_leave_no_setting_behind(tmp_path: Path):
     """By the reference, which all devices of a mesh can run: interpreting is for one or two."""
-    for out, implementation in (("usual", None), ("forced", "reference")):
-        config = a_run(shared_data, tmp_path, out=str(tmp_path / out), implementation=implementation)
-        run(config, progress=False)
-    usual, forced = (load_npz(tmp_path / out / "scores.npz") for out in ("usual", "forced"))
-    for ours, theirs in zip(forced, usual, strict=True):
+    config = dataclasses.replace(tiny_run(tmp_path), analyses=("relation_scores", "dynamic_scores"))
+    usual = {"head_attention": "xla", "relation_hits": "xla"}
+    forced = {"head_attention": "reference", "vocab_rank": "reference"}
+    before = settings()
+    for out, implementation, ran in (("a", None, usual), ("b", "reference", forced), ("c", None, usual)):
+        run(
+            dataclasses.replace(config, out=str(tmp_path / out), implementation=implementation),
+            progress=False,
+        )
+        described = json.loads((tmp_path / out / "run.json").read_text())
+        assert described["implementations"] == ran
+        assert described["precision"] == "highest"
+    assert settings() == before
+    for ours, theirs in zip(*(load_npz(tmp_path / out / "scores.npz") for out in "ba"), strict=True):
         np.testing.assert_array_equal(ours.scores, theirs.scores)
-    described = [json.loads((tmp_path / out / "run.json").read_text()) for out in ("usual", "forced")]
-    assert [d["implementations"] for d in described] == [
-        {"relation_hits": "xla"},
-        {"vocab_rank": "reference"},
-    ]
-    assert described[1]["config"]["implementation"] == "reference"
+
+
+def test_a_run_that_goes_on_records_what_its_finished_part_ran(tmp_path: Path, monkeypatch):
+    """Killed when the scores were there and nothing else was."""
+    config = dataclasses.replace(tiny_run(tmp_path), analyses=("dynamic_scores",))
+    with monkeypatch.context() as killed:
+        killed.setattr("experiments.run.write_tables", lambda *_: sys.exit("killed"))
+        with pytest.raises(SystemExit, match="killed"):
+            run(config, progress=False)
+    for op in (head_attention, variant_decode, vocab_rank):
+        monkeypatch.setitem(op.IMPLEMENTATIONS, "xla", None)
+    run(config, progress=False)
+    described = json.loads((Path(config.out) / "run.json").read_text())
+    assert described["units_found"] > 0
+    assert described["implementations"] == {"head_attention": "xla", "relation_hits": "xla"}
 
 
 @pytest.mark.parametrize("sweep", SWEEPS, ids=lambda sweep: sweep.__name__)
