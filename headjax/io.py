@@ -1,5 +1,6 @@
 """Files: JSON is read in one way, with every fault named; results are written whole or not at all."""
 
+import hashlib
 import json
 import os
 from collections import Counter
@@ -12,6 +13,7 @@ from headjax.errors import InputError, shown
 
 # No file of ours or of a checkpoint comes near it, a tokenizer.json of 256,000 tokens has 35 MB.
 MAX_JSON_BYTES = 200_000_000
+MAX_NAME_BYTES = 200  # of a file's name, which with its endings must not pass the 255 of file systems
 
 
 def read_json(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
@@ -99,4 +101,8 @@ def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO]:
 
 def safe_name(*words: str) -> str:
     """Words joined into a file's name."""
-    return "_".join("".join(c if c.isalnum() or c in "._-" else "_" for c in word) for word in words)
+    name = "_".join("".join(c if c.isalnum() or c in "._-" else "_" for c in word) for word in words)
+    if len(encoded := name.encode()) <= MAX_NAME_BYTES:
+        return name
+    digest = hashlib.sha256(encoded).hexdigest()[:16]  # what is cut off still tells names apart
+    return f"{encoded[: MAX_NAME_BYTES - 17].decode(errors='ignore')}_{digest}"
