@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 
 from experiments import run as runner
 from experiments.checks import CHECKS, check_apart, check_unique
@@ -46,7 +45,7 @@ def refused(monkeypatch, capsys, count_compiles) -> Callable[[RunConfig], str]:
     def refuse(config: RunConfig) -> str:
         monkeypatch.setattr(sys, "argv", ["run", "--config=any"])
         monkeypatch.setattr(runner, "load_config", lambda path, overrides: config)
-        with flagsaver.flagsaver(), count_compiles() as compiled, pytest.raises(SystemExit) as ended:
+        with count_compiles() as compiled, pytest.raises(SystemExit) as ended:
             run_main(runner.main, unknown_flags=True)
         lines = capsys.readouterr().err.splitlines()
         assert ended.value.code == 2
