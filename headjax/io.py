@@ -1,6 +1,7 @@
 """Files: JSON is read in one way, with every fault named; results are written whole or not at all."""
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from headjax.errors import InputError, shown
 
 # No file of ours or of a checkpoint comes near it, a tokenizer.json of 256,000 tokens has 35 MB.
 MAX_JSON_BYTES = 200_000_000
+MAX_NAME_BYTES = 200  # of a file's name, which with its endings must not pass the 255 of file systems
 
 
 def read_json(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:
@@ -173,7 +175,11 @@ def hold_lock(path: Path, timeout: float = 0.0) -> Iterator[bool]:
 
 def safe_name(*words: str) -> str:
     """Words joined into a file's name; see `check_file_names`."""
-    return "_".join("".join(c if c.isalnum() or c in "._-" else "_" for c in word) for word in words)
+    name = "_".join("".join(c if c.isalnum() or c in "._-" else "_" for c in word) for word in words)
+    if len(encoded := name.encode()) <= MAX_NAME_BYTES:
+        return name
+    digest = hashlib.sha256(encoded).hexdigest()[:16]  # what is cut off still tells names apart
+    return f"{encoded[: MAX_NAME_BYTES - 17].decode(errors='ignore')}_{digest}"
 
 
 def check_file_names(names: Iterable[str | tuple[str, ...]], what: str) -> None:

@@ -283,7 +283,7 @@ def test_every_field_is_in_the_key_or_outside_for_a_reason(config):
     assert set(experiments.resume.NOT_IN_KEY) == OUTSIDE
     subject = experiments.run.load_subject(config.model, config)
     own = key(config)
-    values = OTHER | {"analyses": ("relation_scores",)}
+    values = OTHER | {"analyses": ("relation_scores",), "ablation": "resample"}
     assert values.keys() | OUTSIDE == {field.name for field in dataclasses.fields(RunConfig)}
     for name, value in values.items():
         if name == "stream":

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 
 from experiments import draw
 from experiments import run as runner
@@ -179,7 +178,8 @@ def one_line(process: subprocess.Popen) -> str:
 )
 def test_a_command_line_at_fault_gives_one_line(arguments: list[str], message: str, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["run", *arguments])
-    with flagsaver.flagsaver(config=None), pytest.raises(SystemExit) as ended:
+    runner.FLAGS["config"].value = None  # of the command before
+    with pytest.raises(SystemExit) as ended:
         run_main(runner.main, unknown_flags=True)
     (line,) = capsys.readouterr().err.splitlines()
     assert ended.value.code == 2

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 
 from experiments import run as runner
 from experiments.checks import CHECKS, check_unique
@@ -19,6 +18,7 @@ from experiments.plan import print_plan
 from headjax import prompt_sets
 from headjax.errors import InputError, run_main
 from headjax.grid import GridSet, HeadGrid
+from headjax.io import atomic_write, safe_name
 from tests.tiny_run import tiny_run
 
 TWIN = {"prompt": "The capital of Italy is", "answer": "Rome", "corrupted": "The capital of Spain is"}
@@ -45,7 +45,7 @@ def refused(monkeypatch, capsys, count_compiles) -> Callable[[RunConfig], str]:
     def refuse(config: RunConfig) -> str:
         monkeypatch.setattr(sys, "argv", ["run", "--config=any"])
         monkeypatch.setattr(runner, "load_config", lambda path, overrides: config)
-        with flagsaver.flagsaver(), count_compiles() as compiled, pytest.raises(SystemExit) as ended:
+        with count_compiles() as compiled, pytest.raises(SystemExit) as ended:
             run_main(runner.main, unknown_flags=True)
         lines = capsys.readouterr().err.splitlines()
         assert ended.value.code == 2
@@ -202,3 +202,14 @@ def test_coordinates_are_apart():
     check_unique(GridSet((grid, dataclasses.replace(grid, template="<X>"))))
     with pytest.raises(InputError, match=r"coordinates of its own; 2 have \('m', 'static', 'r', '', ''\)"):
         check_unique(GridSet((grid, grid)))
+
+
+def test_a_name_of_many_words_is_a_files_name(tmp_path: Path):
+    """As of a figure of all relations: cut, and still its own."""
+    words = [f"relation {i} 日本" for i in range(40)]
+    names = {safe_name("maps", *words[:n]) for n in range(1, 41)}
+    assert len(names) == 40
+    for name in names:
+        with atomic_write(tmp_path / f"{name}.png") as file:
+            file.write("")
+    assert safe_name("maps", "a b") == "maps_a_b"
