@@ -268,7 +268,9 @@ class Transformer(nnx.Module):
         return self._product("dk,ke->de", attn.W_V[layer, :, head // share], attn.W_O[layer, head])
 
     def QK(self, layer: SupportsIndex, head: SupportsIndex) -> Float[Array, "D D"]:
-        """How a query (row) scores a key (column), ``W_Q W_K^T``; float32, no biases, not over sqrt(K).
+        """How a query (row) scores a key (column), ``W_Q W_K^T``; float32, no biases.
+
+        Nothing that scores are divided by is in it: sqrt(K), and the layer where GPT-2 does that too.
 
         Where the model rotates queries and keys, this is the score of a position with itself: between two
         others the rotation by their distance stands between the factors.

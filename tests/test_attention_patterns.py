@@ -146,8 +146,8 @@ def test_repeated_tokens_fit_the_models_positions():
         ({"bos": -1}, "must share a vocabulary; the text needs token -1"),
         ({"vocab_size": V + 1}, f"vocab_size must be 1 to {V}, the model's; got {V + 1}"),
         ({"vocab_size": 0}, "vocab_size must be 1 to"),
-        ({"n_prompts": 10**8}, "n_prompts must be 1 to 100,000 where prompts are drawn; got 100000000"),
-        ({"n_prompts": 0}, "n_prompts must be 1 to"),
+        ({"n_prompts": 10**8}, "'n_prompts' must be a whole number from 1 to 100000; got 100000000"),
+        ({"n_prompts": 0}, "'n_prompts' must be a whole number from 1 to 100000; got 0"),
     ):
         with pytest.raises(InputError, match=message):
             repeated_tokens(GPT2, **wrong)

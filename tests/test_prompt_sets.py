@@ -277,7 +277,7 @@ def test_a_sample_is_drawn_without_replacement_in_order_and_by_seed():
 @pytest.mark.parametrize("generate", [ioi_prompts, colored_object_prompts])
 @pytest.mark.parametrize("n_prompts", [0, -1, 10**8, 10**30])
 def test_prompts_without_end_are_refused_before_one_is_drawn(generate, n_prompts):
-    rule = rf"n_prompts must be 1 to 100,000 where prompts are drawn; got {n_prompts}"
+    rule = f"'n_prompts' must be a whole number from 1 to 100000; got {n_prompts}"
     with pytest.raises(InputError, match=rule):
         generate(TASK_WORDS, n_prompts, seed=0)
 

@@ -31,8 +31,8 @@ EXPECTED = {
     ("name_copying", "static_suppression"): ({"L23H3": 0.90}, 0.006),
     ("repeated_tokens", "attention_induction"): ({"L18H6": 0.885, "L17H3": 0.766, "L17H4": 0.738}, 0.002),
     ("repeated_tokens", "attention_previous"): ({"L16H0": 0.88}, 0.006),
-    # "About -87 %": of few prompts, as here; it is -70 % of a hundred of ours.
-    ("ioi", "path_logits"): ({"L23H3": -87}, 6),
+    # Its size depends on the prompts and how many they are (-70 % of a hundred of ours): which head it is does not.
+    ("ioi", "path_logits"): ({"L23H3": None}, None),
     ("ioi", "path_query"): ({"L20H0": None}, None),
 }
 
@@ -67,3 +67,5 @@ def test_the_heads_that_stand_out(relation: str, kind: str, scores):
     assert ranked[: len(expected)] == list(expected)
     for head, score in expected.items():
         assert score is None or heads[head] == pytest.approx(score, abs=near)
+    if kind == "path_logits":
+        assert heads["L23H3"] < -50
