@@ -397,6 +397,10 @@ def test_ignored_fields_are_recorded_and_kept_apart(odd: Path, tmp_path: Path):
     scaled, plain = ensure(odd, cache, every[:2]), ensure(odd, cache, every)
     assert scaled != plain
     assert (read_config(scaled).scores_by_layer, read_config(plain).scores_by_layer) == (True, False)
+    # One that was put in the other's place is not taken for it.
+    convert(odd, scaled, ignore_fields=every)
+    assert not read_config(scaled).scores_by_layer
+    assert read_config(ensure(odd, cache, every[:2])).scores_by_layer
     # A converted directory stays what it is.
     assert headjax.load_model(plain, ignore_fields=["alibi"]).config.n_layers == 3
     with pytest.raises(InputError, match="was converted with ignore_fields=alibi,depth, and must be"):

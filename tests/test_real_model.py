@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct as it comes, against what independent torch code measured of it.
 
 $HEADJAX_REAL_MODEL is its directory in Hugging Face's format (30 layers of 9 query and 3 key/value heads,
-540 MB in float32). About two minutes on two idle cores. The numbers were measured behind a beginning-of-text
+540 MB in float32). About a minute on two cores. The numbers were measured behind a beginning-of-text
 token, which this model's tokenizer does not add by itself.
 """
 

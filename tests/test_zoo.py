@@ -536,6 +536,8 @@ def test_a_cache_may_know_a_model_under_its_old_name(hf_directory: Path, tmp_pat
         shutil.copytree(hf_directory, repository / "snapshots" / COMMIT)
         (repository / "refs").mkdir()
         (repository / "refs" / "main").write_text(COMMIT)
+        shutil.copytree(hf_directory, repository / "snapshots" / COMMIT[::-1])
+        (repository / "refs" / "step1").write_text(COMMIT[::-1])
     files = " ".join(sorted(file.name for file in hf_directory.iterdir()))
     for offline, address in ((True, "http://nowhere.invalid"), (False, "http://127.0.0.1:9")):
         found = find(tmp_path, address, "gpt2", "openai-community/gpt2", "llama-3.1-8b", offline=offline)
@@ -544,6 +546,8 @@ def test_a_cache_may_know_a_model_under_its_old_name(hf_directory: Path, tmp_pat
             f"openai-community/gpt2 {COMMIT} {files}",
             f"meta-llama/Llama-3.1-8B {COMMIT} {files}",
         ]
+    [revised] = find(tmp_path, address, "gpt2@step1", offline=True)
+    assert revised == f"openai-community/gpt2@step1 {COMMIT[::-1]} {files}"
 
 
 def test_a_hub_model_is_converted_under_its_id(hub: type[Hub], tmp_path: Path):
