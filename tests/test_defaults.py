@@ -42,6 +42,11 @@ DEFAULTS = {
     **{"score_rows.k": 3, "repeated_tokens.n_prompts": 32},
     # Figures.
     **{"orientation": "layer_x", "origin": "lower", "value_name": "Accuracy", "limits": (0.0, 1.0)},
+    # Rotary scalings name themselves.
+    **{"LinearScaling.kind": "linear", "Llama3Scaling.kind": "llama3", "YarnScaling.kind": "yarn"},
+    # Text: whether a space comes before an answer is asked of the text; of words left out ten are named.
+    **{"Prompt.space": "auto", "describe_dropped.at_most": 10, "with_error.sign": True},
+    "run_main.stopped": "start it again",
     # float32 means float32.
     "precision": "highest",
     "causal": True,
