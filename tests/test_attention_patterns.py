@@ -142,8 +142,8 @@ def test_repeated_tokens_fit_the_models_positions():
     assert repeated_tokens(GPT2, bos=0).shape == (32, 19)
     V = GPT2.vocab_size
     for wrong, message in (
-        ({"bos": V}, f"must share a vocabulary; the text needs token {V}, the model has {V}"),
-        ({"bos": -1}, "must share a vocabulary; the text needs token -1"),
+        ({"bos": V}, f"bos must be from 0 to {V - 1}, the vocabulary; got {V}"),
+        ({"bos": -1}, f"bos must be from 0 to {V - 1}, the vocabulary; got -1"),
         ({"vocab_size": V + 1}, f"vocab_size must be 1 to {V}, the model's; got {V + 1}"),
         ({"vocab_size": 0}, "vocab_size must be 1 to"),
         ({"n_prompts": 10**8}, "'n_prompts' must be a whole number from 1 to 100000; got 100000000"),

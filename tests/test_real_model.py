@@ -31,7 +31,7 @@ EXPECTED = {
     ("name_copying", "static_suppression"): ({"L23H3": 0.90}, 0.006),
     ("repeated_tokens", "attention_induction"): ({"L18H6": 0.885, "L17H3": 0.766, "L17H4": 0.738}, 0.002),
     ("repeated_tokens", "attention_previous"): ({"L16H0": 0.88}, 0.006),
-    # Its size depends on the prompts and their number (-70 % of a hundred of ours): which head it is does not.
+    # Its size depends on the prompts and their number (-70 % of 100 of ours): which head it is does not.
     ("ioi", "path_logits"): ({"L23H3": None}, None),
     ("ioi", "path_query"): ({"L20H0": None}, None),
 }
