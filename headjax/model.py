@@ -6,7 +6,7 @@ that tracing and compiling cost the same at 4 layers as at 80. Modules are pytre
 """
 
 from collections.abc import Mapping
-from functools import cache, partial
+from functools import cache, partial, reduce
 from typing import Any, NamedTuple, SupportsIndex
 
 import jax
@@ -322,9 +322,9 @@ def one_block(config: ModelConfig, parameters: Mapping[str, Array]) -> Block:
 
 def fill(module: nnx.Module, parameters: Mapping[str, Array], prefix: str = "") -> nnx.Module:
     """An abstract module with arrays in its places; `prefix` is the module's own name among them."""
-    graph, state = nnx.split(module)
-    filled = [
-        (path, variable.replace(parameters[prefix + ".".join(path)]))
-        for path, variable in nnx.to_flat_state(state)
-    ]
-    return nnx.merge(graph, nnx.from_flat_state(filled))
+    # Not by merging a state of arrays: what flax was given then stays until Python searches for cycles.
+    module = nnx.clone(module)
+    for path, variable in nnx.to_flat_state(nnx.state(module)):
+        owner = reduce(getattr, path[:-1], module)
+        setattr(owner, path[-1], variable.replace(parameters[prefix + ".".join(path)]))
+    return module
