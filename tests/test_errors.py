@@ -4,7 +4,8 @@ import errno
 import os
 import signal
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -48,6 +49,21 @@ def test_what_is_no_bug_is_one_line(ends, error: BaseException, line: str):
     assert ends(raising(error)) == line
 
 
+@pytest.fixture
+def unignored() -> Iterator[None]:
+    """Signals as a terminal leaves them: what runs in the background, or under nohup, ignores some."""
+    usual = {
+        signal.SIGINT: signal.default_int_handler,
+        signal.SIGTERM: signal.SIG_DFL,
+        signal.SIGHUP: signal.SIG_DFL,
+    }
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("unignored")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_signals_say_how_to_go_on_and_files_are_put_away(ends, name: str):
     put_away, before = [], signal.getsignal(getattr(signal, name))
@@ -55,7 +71,7 @@ def test_signals_say_how_to_go_on_and_files_are_put_away(ends, name: str):
     def main() -> None:
         try:
             os.kill(os.getpid(), getattr(signal, name))
-            signal.pause()
+            time.sleep(20)
         finally:
             put_away.append(True)
             if name != "SIGINT":  # a terminal that closes sends more than one
