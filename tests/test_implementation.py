@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import pytest
+from jax.extend.core.primitives import dot_general_p
 
 from experiments.config import RunConfig
 from experiments.run import run
@@ -318,6 +319,21 @@ def test_what_ran_is_recorded_at_every_call(sweep, monkeypatch):
     with recording() as ran:
         sweep(model_with(None))
     assert ran == usual
+
+
+@pytest.mark.parametrize("sweep", SWEEPS, ids=lambda sweep: sweep.__name__)
+def test_every_product_names_its_precision(sweep, monkeypatch):
+    """So no setting of JAX's is needed, nor can one change a number."""
+    products, bind = [], dot_general_p.bind
+
+    def watched(*operands, **how):
+        products.append(how["precision"])
+        return bind(*operands, **how)
+
+    monkeypatch.setattr(dot_general_p, "bind", watched)
+    with jax.default_matmul_precision("bfloat16"):  # everything is traced anew
+        sweep(model_with(None))
+    assert set(products) == {(jax.lax.Precision.HIGHEST,) * 2}
 
 
 @pytest.fixture

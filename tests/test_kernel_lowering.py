@@ -109,6 +109,15 @@ def test_lowers_for_its_platform(op: str, implementation: str, dtype: str, model
     assert target in exported.mlir_module()
 
 
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("implementation", PLATFORMS)
+def test_lowers_where_64_bits_are_allowed(op: str, implementation: str):
+    call, arguments = OPS[op]("GPT-2 xl", implementation, "bfloat16")
+    with jax.enable_x64(True), platform.lowered():
+        program = jax.export.export(jax.jit(call), platforms=[PLATFORMS[implementation]])(*arguments)
+    assert not any(result.dtype in (jnp.int64, jnp.float64) for result in jax.tree.leaves(program.out_avals))
+
+
 def test_the_gradient_lowers_too():
     for implementation, where in PLATFORMS.items():
         call, (q, k, v, options) = attention("GPT-2 xl", implementation, "bfloat16")
