@@ -24,8 +24,6 @@ from headjax.model import parameter_shapes
 
 # The bits of a float's exponent: all set in infinities and NaNs, and only there.
 EXPONENT = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF0000000000000}
-# What an index counts to; sizes beyond it are damage.
-MAX_SIZE = 2**31 - 1
 # Numbers that are looked at together: few enough to stay in the processor's cache.
 BLOCK = 1 << 18
 
@@ -109,11 +107,7 @@ def read_source_config(
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise InputError(f"{file}: model_type must be one of {', '.join(FAMILIES)}; got {shown(model_type)}")
     family = FAMILIES[model_type]
-    config, switches = family.read_config(Fields(values, file, ignored=ignore_fields))
-    for name, size in dataclasses.asdict(config).items():
-        if type(size) is int and size > MAX_SIZE:
-            raise InputError(f"{file}: no size of a model is above {MAX_SIZE:,}; {name} is {shown(size)}")
-    return family, config, switches
+    return family, *family.read_config(Fields(values, file, ignored=ignore_fields))
 
 
 def _dtypes(shapes: Iterable[str], fillings: dict[Key, Filling]) -> dict[str, np.dtype]:

@@ -66,7 +66,8 @@ _planned = (Effect(_on(), where="it is planned with --dry_run"),)
 
 # Every field of RunConfig; its effects, of which one is enough.
 FIELDS: dict[str, tuple[Effect, ...]] = {
-    **dict.fromkeys(("model", "analyses", "out", "checkpoint_dir", "distributed", "compare"), _always),
+    **dict.fromkeys(("model", "ignore_fields", "analyses", "out", "checkpoint_dir"), _always),
+    **dict.fromkeys(("distributed", "compare"), _always),
     **dict.fromkeys(("relations", "relations_dir", "min_pairs"), _relations),
     "top_k": (Effect(STATIC | DYNAMIC),),
     "top_k_copying": (

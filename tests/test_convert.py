@@ -483,11 +483,11 @@ BAD_INPUTS = {
     "not finite at the end": (not_finite_at_the_end, "transformer.wte.weight holds NaN or infinity"),
     "more layers than tensors": (
         config_fields(n_layer=2_000_000_000),
-        "2,000,000,000 layers have at least as many tensors; 40 are here",
+        "n_layer must be a positive integer of at most 10,000; got 2000000000",
     ),
     "more than can be counted": (
         config_fields(n_inner=10**100),
-        "config.json: no size of a model is above 2,147,483,647; d_mlp is 1000000",
+        "config.json: n_inner must be a positive integer of at most 2,147,483,647; got 1000000",
     ),
     "model_type is no text": (config_fields(model_type=["gpt2"]), "model_type must be one of gpt2, "),
     "unknown model_type": (

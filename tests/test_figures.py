@@ -310,7 +310,7 @@ def test_signed_maps_are_centred_at_zero():
 def test_heat_maps_refuse_what_does_not_fit():
     with pytest.raises(InputError, match=r"one model size; got \[\(3, 3\), \(5, 8\)\]"):
         figures.draw_heat_maps(relation_panels("A", 3, 3) + relation_panels("B", 5, 8))
-    with pytest.raises(InputError, match=r"inside the model.*L9H9"):
+    with pytest.raises(InputError, match=r"inside the model.*L8H6 and 14 more"):
         figures.draw_heat_maps(relation_panels("A", 3, 3, CIRCUITS["ioi"]))
     with pytest.raises(InputError, match=r"layer_x, head_x; got 'diagonal'"):
         figures.draw_heat_maps(relation_panels("A", 3, 3), orientation="diagonal")

@@ -79,7 +79,6 @@ EXPECTED = {
     },
     "salient_operations_gpt2_xl": {
         "model": "gpt2-xl",
-        "relations": {"copying"},
         "analyses": ("salient_operations",),
         "salient_heads": ("L26H2",),
     },

@@ -98,7 +98,7 @@ def test_processes_with_different_configs_are_refused(config_file: Path, tmp_pat
                 1,
                 f"--config={config_file}",
                 f"--config.distributed={address},2,{number}",
-                f"--config.seed={number}",
+                f"--config.batch_size={number + 3}",
             )
             for number in range(2)
         )

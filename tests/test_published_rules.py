@@ -7,6 +7,7 @@ import pytest
 
 from experiments.run import run
 from experiments.subject import load_subject
+from headjax.checkpoint import HEADER, seal
 from headjax.relations import RELATION_IDS
 from headjax.sweeps.relation_scores import HitRule, published_rule
 from headjax.zoo import MODELS, display_name
@@ -63,8 +64,11 @@ def test_a_run_takes_the_rule_of_the_models_name_and_records_it(tmp_path):
     config = dataclasses.replace(tiny_run(tmp_path), analyses=("relation_scores",))
     assert load_subject(config.model, config).rule == ORDINARY
     source = tmp_path / "Llama-3.1-70B"
-    provenance = tmp_path / "model" / "headjax.json"
-    provenance.write_text(provenance.read_text().replace('"source": "tiny"', f'"source": "{source}"'))
+    file = tmp_path / "model" / HEADER
+    header = json.loads(file.read_text("utf-8"))
+    assert header["provenance"]["source"] == "tiny"
+    header["provenance"]["source"] = str(source)
+    file.write_text(json.dumps(seal(header)), "utf-8")
     run(config, progress=False)
     (record,) = json.loads((tmp_path / "out" / "run.json").read_text())["models"]
     assert record["hit_rule"] == LLAMA_3_1_70B._asdict()

@@ -25,7 +25,6 @@ import headjax.io
 from experiments.config import RunConfig
 from experiments.run import run
 from experiments.units import Units, is_whole, pack, unpack
-from headjax import io as files
 from headjax.checkpoint import HEADER, seal
 from headjax.errors import InputError
 from headjax.grid import HeadGrid
@@ -411,13 +410,15 @@ def test_a_disk_that_is_full_when_results_are_written(full: str, static, tmp_pat
     short = dataclasses.replace(short, out=str(tmp_path))
     monkeypatch.setattr(experiments.run, "draw_figures", lambda results, config: [])
 
-    def open_until_full(path: Path, mode: str, **options) -> io.IOBase:
-        if Path(path).name.startswith(f".{full}.") and "w" in mode:
+    replace = os.replace
+
+    def replace_until_full(source: Path, target: Path) -> None:
+        if Path(target).name == full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return open(path, mode, **options)
+        replace(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(files, "open", open_until_full, raising=False)
+        patch.setattr(os, "replace", replace_until_full)
         with pytest.raises(InputError, match=f"{full} must be writable; No space left on device"):
             run(short, progress=False)
     assert len(unit_files(tmp_path)) == 6

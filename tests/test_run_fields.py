@@ -301,6 +301,7 @@ ELSEWHERE = {
     **dict.fromkeys(("mesh", "parallel"), "test_mesh.py"),
     **dict.fromkeys(("rate", "device_memory"), "test_plan.py"),
     "precision": "test_model.py",
+    "ignore_fields": "test_fields.py",
     "stream": "test_run_stream.py",
     "compare": "test_run_papers.py",
     "distributed": "test_processes.py",
@@ -343,6 +344,7 @@ OTHER = {
     **{"latex": True, "circuits": ("L1H2",), "heat_maps": ("copying",), "orientation": "head_x"},
     **{"origin": "upper", "relations": ("copying",), "min_pairs": 5, "implementation": "reference"},
     **{"mesh": {"data": 2, "model": 4}, "rate": 1.0, "device_memory": 1.0, "precision": "default"},
+    "ignore_fields": ("rope_scaling.alpha",),
 }
 
 

@@ -79,8 +79,9 @@ def test_copy_scores_are_those_of_the_models_names(finished):
     tokenizer = load_tokenizer(config.models[0])
     assert list(ioi_names(tokenizer)) == NAMES
     tokens = [word_tokens(tokenizer, name)[0] for name in NAMES]
+    n_tokens = 1 + max(tokenizer.get_vocab().values())  # the rows behind them stand for none
     for directory, architecture in MODELS.items():
-        expected = copy_scores(model_weights(twins(architecture)[0]), tokens)
+        expected = copy_scores(model_weights(twins(architecture)[0]), tokens, vocab_size=n_tokens)
         for kind, scores in zip(("copy_score", "copy_score_suppression"), expected, strict=True):
             (grid,) = grids.select(model=directory, kind=kind)
             np.testing.assert_allclose(grid.scores, scores, atol=1e-6)

@@ -9,8 +9,9 @@ import pytest
 
 from experiments.config import RunConfig
 from experiments.draw import draw_figures
+from experiments.results import Results
 from experiments.tables import gradient_agreements, write_tables
-from experiments.tables_papers import write_universality
+from experiments.tables_papers import universality, write_universality
 from headjax import figures
 from headjax.grid import GridSet, HeadGrid
 from headjax.sweeps.gradient_attribution import agreement
@@ -63,7 +64,7 @@ def test_threshold_and_suppression_count_in_every_table(scored, threshold, count
         rows = list(csv.DictReader(file))
     assert [int(row["heads"]) for row in rows if row["relation"]] == above
     assert [int(row["heads"]) for row in rows if row["category"] == "Unclassified"] == [unclassified]
-    write_universality(scored, {"M": H}, asked)
+    write_universality(universality(scored, {"M": H}, asked), asked)
     with open(tmp_path / "relations_per_head.csv", newline="") as file:
         assert int(next(csv.DictReader(file))["heads"]) == unrelated
 
@@ -75,7 +76,7 @@ def test_threshold_and_suppression_reach_the_category_map(scored, tmp_path, monk
     plain = dataclasses.replace(config(tmp_path), analyses=("relation_scores",))
     for threshold, count_suppression in EXPECTED:
         how = {"threshold": threshold, "count_suppression": count_suppression}
-        draw_figures(scored, dataclasses.replace(plain, **how))
+        draw_figures(Results(scored, [], {}, {}, []), dataclasses.replace(plain, **how))
         assert asked[-1] == how | {"origin": "lower"}
 
 

@@ -129,7 +129,7 @@ def test_every_analysis_that_reads_prompts_lists_its_own(config):
         (("capitals.jsonl",), "got 'capitals' and 'capitals'"),
         (("ioi.jsonl",), "got 'ioi' and 'ioi'"),
         (("colored objects.jsonl",), "got 'colored_objects' and 'colored objects'"),
-        (("capitals", "capitals"), "prompts name files, .*; got 'capitals' and 'capitals'"),
+        (("capitals", "capitals"), "field 'prompts' must name each once; twice: 'capitals'"),
         (("x" * 120 + ".jsonl",), "a prompt file's name has at most 100 characters; got 'xxx"),
     ],
 )

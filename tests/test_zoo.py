@@ -122,7 +122,7 @@ def test_a_run_refuses_names_that_would_overwrite_each_other(tmp_path: Path):
     ]
     with pytest.raises(InputError, match=r"models name files, .*; got .x y/m. and .x_y/m."):
         run(dataclasses.replace(config, analyses=("relation_scores",), model=tuple(map(str, models))))
-    with pytest.raises(InputError, match="each model of a run must be named once"):
+    with pytest.raises(InputError, match="field 'model' must name each once; twice"):
         run(dataclasses.replace(config, analyses=("relation_scores",), model=(str(models[0]),) * 2))
     files = run(
         dataclasses.replace(config, analyses=("relation_scores",), model=(str(models[0]), config.model))

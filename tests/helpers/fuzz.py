@@ -34,6 +34,7 @@ from checkpoints_convert.engine import open_source
 from checkpoints_convert.reader import DTYPES, open_tensors
 from experiments import draw
 from experiments.config import RunConfig, config_to_json, load_config
+from experiments.record import digests, write_record
 from headjax import zoo
 from headjax.checkpoint import read_config, read_parameters, read_provenance, write_checkpoint
 from headjax.circuits import read_circuit
@@ -412,7 +413,7 @@ def command_line(directory: Path) -> Target:
             "prompts": "ioi",
             "dtype": "bfloat16",
         },
-        **{"templates": '["<X> is", "The <X>, a"]', "rate": "1e12", "n_prompts": "none", "out": "out/é"},
+        **{"templates": '["<X> is", "The <X>, a"]', "rate": "1e3", "n_prompts": "none", "out": "out/é"},
     }
     file.write_text("\n".join(f"{name}={text}" for name, text in texts.items()), "utf-8")
 
@@ -507,8 +508,8 @@ CURVES = "".join(
         ),
     )
 )
-CIRCUITS = """model,task,role,stage,input,head,effect
-tiny,capitals,Direct,1,direct,L1H2,-20.5
+CIRCUITS = """model,task,role,stage,input,head,effect,stderr,n_prompts
+tiny,capitals,Direct,1,direct,L1H2,-20.5,1.5,40
 """
 
 
@@ -518,13 +519,12 @@ def finished_run(directory: Path) -> Target:
     config = config_to_json(
         dataclasses.replace(load_config("demo", {}), model="tiny", heat_maps=("capitals",), out="x")
     )
-    contents = {
-        "run.json": json.dumps({"config": config, "models": [{"name": "tiny"}]}),
-        "ablation_curves.csv": CURVES,
-        "circuits.csv": CIRCUITS,
-    }
+    contents = {"ablation_curves.csv": CURVES, "circuits.csv": CIRCUITS}
     for name, content in contents.items():
         (directory / name).write_text(content, "utf-8")
+    results = [directory / name for name in ("scores.npz", *contents)]
+    described = {"config": config, "models": [{"name": "tiny"}]}
+    record = write_record(directory, described, digests(directory, results))
 
     def use() -> bool:
         unseen = mock.patch("matplotlib.figure.Figure.savefig")  # drawing them would take all the time
@@ -532,8 +532,7 @@ def finished_run(directory: Path) -> Target:
             draw.main(["draw", str(directory)])
         return True
 
-    files = {directory / name: damage_json if name == "run.json" else damage_bytes for name in contents}
-    return Target(files, use)
+    return Target({record: damage_json, **dict.fromkeys(results, damage_bytes)}, use)
 
 
 TARGETS: dict[str, Callable[[Path], Target]] = {
