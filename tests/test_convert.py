@@ -47,8 +47,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     def save(family: str) -> Path:
         if family not in made:
-            made[family] = tmp_path_factory.mktemp(family)
-            torch_oracle.save_model(NAMES[family], made[family])
+            directory = tmp_path_factory.mktemp(family)
+            torch_oracle.save_model(NAMES[family], directory)
+            made[family] = directory
         return made[family]
 
     return save
