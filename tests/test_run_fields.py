@@ -281,7 +281,7 @@ CASES = (
     Case("rank_by", "static_suppression", CURVES, curves),
     Case("max_heads", 2, CURVES, removed, 2),
     Case("n_random_draws", 1, CURVES, random_curves),
-    Case("variant_batch", 1, ABLATE, n_steps),
+    Case("variant_batch", 16, ABLATE, n_steps),
     Case("salient_heads", ("L1H2",), ("salient_operations",), lambda f: list(salient(f)), ["L1H2"]),
     Case("n_salient", 3, ("salient_operations",), n_salient, {(3, 5)}),
     Case("n_mapped", 2, ("salient_operations",), n_salient, {(15, 2)}),
