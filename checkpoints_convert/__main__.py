@@ -7,8 +7,8 @@ from absl import flags
 from tqdm import tqdm
 
 from checkpoints_convert.convert import DTYPES, convert
-from headjax.checkpoint import Group, read_provenance
 from headjax.errors import run_main
+from headjax.parameters.converted import Group, read_provenance
 
 MODEL = flags.DEFINE_string("model", None, "Alias, Hugging Face id or directory.", required=True)
 OUT = flags.DEFINE_string(

@@ -10,8 +10,8 @@ import numpy as np
 
 from checkpoints_convert.engine import open_source
 from headjax import zoo
-from headjax.checkpoint import Group, is_converted, write_checkpoint
 from headjax.errors import InputError, shown
+from headjax.parameters.converted import Group, is_converted, write_checkpoint
 
 DTYPES = ("float32", "bfloat16", "float16")
 

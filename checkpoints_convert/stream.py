@@ -19,13 +19,13 @@ from jax.typing import DTypeLike
 from checkpoints_convert.engine import Source
 from checkpoints_convert.reader import Tensor
 from headjax import zoo
+from headjax.analyses.relation_scores import LAYER, Weights, first_mlp_names
 from headjax.config import ModelConfig
+from headjax.engine.hits import token_rows
 from headjax.errors import InputError
-from headjax.layered import LayeredModel, layered_model
 from headjax.model import first_mlp
-from headjax.read_ahead import read_ahead
-from headjax.scores import token_rows
-from headjax.sweeps.relation_scores import LAYER, Weights, first_mlp_names
+from headjax.parameters.layered import LayeredModel, layered_model
+from headjax.parameters.read_ahead import read_ahead
 
 
 class TokenRows:

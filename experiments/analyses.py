@@ -1,7 +1,7 @@
 """What a run can compute of one model: `ANALYSES`, a table of functions from a Subject to grids.
 
 Each takes the Subject, a wrapper that shows progress and the memory of the run (see
-headjax/sweeps/batches.py); what it is asked is in `subject.run`. Three stand apart: ablation curves start
+headjax/engine/batches.py); what it is asked is in `subject.run`. Three stand apart: ablation curves start
 from grids that are there and are no grids themselves, salient operations are words, and circuit discovery
 gives circuits besides its grids. What patches paths is in path_analyses.py, what else is read off the weights
 in weight_analyses.py.
@@ -16,23 +16,23 @@ from experiments.clean import prompts_of_relations
 from experiments.path_analyses import path_patching
 from experiments.subject import Subject, make_grid, mean_grid
 from experiments.weight_analyses import copy_scores
+from headjax.analyses.ablation_curves import RelationCurves
+from headjax.analyses.ablation_curves import ablation_curves as run_curves
+from headjax.analyses.attention_patterns import PATTERNS, attention_patterns, repeated_tokens
+from headjax.analyses.dynamic_scores import dynamic_scores as score_prompts
+from headjax.analyses.gradient_attribution import DIFFERENTIABLE
+from headjax.analyses.gradient_attribution import gradient_attribution as differentiate
+from headjax.analyses.head_ablation import head_ablation as ablate
+from headjax.analyses.logit_attribution import logit_attribution as attribute
+from headjax.analyses.relation_scores import relation_scores as score_weights
+from headjax.analyses.streamed import dynamic_scores as score_streamed
+from headjax.analyses.streamed import head_ablation as ablate_streamed
+from headjax.analyses.streamed import logit_attribution as attribute_streamed
+from headjax.engine.batches import Remember, Track
+from headjax.engine.metrics import METRICS
+from headjax.engine.replacement import find_replacement
 from headjax.errors import InputError
 from headjax.grid import SUPPRESSION, GridSet, HeadGrid
-from headjax.metrics import METRICS
-from headjax.sweeps.ablation_curves import RelationCurves
-from headjax.sweeps.ablation_curves import ablation_curves as run_curves
-from headjax.sweeps.attention_patterns import PATTERNS, attention_patterns, repeated_tokens
-from headjax.sweeps.batches import Remember, Track
-from headjax.sweeps.dynamic_scores import dynamic_scores as score_prompts
-from headjax.sweeps.gradient_attribution import DIFFERENTIABLE
-from headjax.sweeps.gradient_attribution import gradient_attribution as differentiate
-from headjax.sweeps.head_ablation import head_ablation as ablate
-from headjax.sweeps.logit_attribution import logit_attribution as attribute
-from headjax.sweeps.relation_scores import relation_scores as score_weights
-from headjax.sweeps.replacement import find_replacement
-from headjax.sweeps.streamed import dynamic_scores as score_streamed
-from headjax.sweeps.streamed import head_ablation as ablate_streamed
-from headjax.sweeps.streamed import logit_attribution as attribute_streamed
 
 REPEATED = "repeated_tokens"  # where a grid names a relation: random tokens written twice
 

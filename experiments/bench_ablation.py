@@ -19,15 +19,15 @@ from jaxtyping import Float
 
 from experiments.measure import matmul_rate, seconds, usable_cores
 from experiments.torch_gpt2 import SHAPES, gpt2_twins
+from headjax.analyses.head_ablation import head_ablation, single_gains
 from headjax.axes import Head
 from headjax.config import ModelConfig
-from headjax.edits import HeadEdit
-from headjax.metrics import Metrics, next_token_metrics
+from headjax.data.prompts import Prompt, PromptBatch
+from headjax.engine.metrics import Metrics, next_token_metrics
+from headjax.engine.replacement import find_replacement
+from headjax.engine.variants import choose_variant_batch, run_variants
 from headjax.model import Transformer, mask_positions
-from headjax.prompts import Prompt, PromptBatch
-from headjax.sweeps.head_ablation import head_ablation, single_gains
-from headjax.sweeps.replacement import find_replacement
-from headjax.sweeps.variants import choose_variant_batch, run_variants
+from headjax.model.edits import HeadEdit
 
 N_PROMPTS, N_TOKENS = 24, 16
 REPEATS = 3

@@ -16,11 +16,11 @@ from transformers.models.gpt2 import modeling_gpt2
 
 from experiments.measure import matmul_rate, seconds, usable_cores
 from experiments.torch_gpt2 import SHAPES, gpt2_twins
+from headjax.analyses.dynamic_scores import KINDS, dynamic_scores
 from headjax.config import ModelConfig
+from headjax.data.prompts import Prompt, PromptBatch
+from headjax.engine.prefill import prefill
 from headjax.model import Transformer, parameter_shapes
-from headjax.prompts import Prompt, PromptBatch
-from headjax.sweeps.dynamic_scores import KINDS, dynamic_scores
-from headjax.sweeps.prefill import prefill
 
 LENGTHS = (4, 5, 6, 8)  # of the four published templates in GPT-2's tokens, for one-token sources
 SOURCES = (1, 3, 5, 4)  # and where their sources are

@@ -16,14 +16,15 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from headjax import metrics, scores
+from headjax.analyses.relation_scores import compile_scores, deal_heads
 from headjax.config import ModelConfig, Rotary
-from headjax.mesh import AXES, DATA_AXIS, ROWS, WHOLE, compile_step, fetch, parameter_sharding, place
+from headjax.engine import hits as scores
+from headjax.engine import metrics
+from headjax.engine.hits import screening_stages
+from headjax.engine.mesh import AXES, DATA_AXIS, ROWS, WHOLE, compile_step, fetch, parameter_sharding, place
+from headjax.engine.prefill import SPECS, prefill
+from headjax.engine.variant_step import VariantEdit, variant_step
 from headjax.model import Transformer, build_model, model_parameters
-from headjax.scores import screening_stages
-from headjax.sweeps.prefill import SPECS, prefill
-from headjax.sweeps.relation_scores import compile_scores, deal_heads
-from headjax.sweeps.variant_step import VariantEdit, variant_step
 
 DEVICES = (1, 2, 4, 8)
 CONFIG = ModelConfig(

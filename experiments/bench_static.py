@@ -17,11 +17,11 @@ import torch
 from jax import Array
 
 from experiments.measure import matmul_rate, seconds, usable_cores
-from headjax import scores
-from headjax.prompts import TokenPairs
-from headjax.relations import Relation
-from headjax.scores import Hits
-from headjax.sweeps.relation_scores import HitRule, RelationScores, Weights, head_queries, relation_scores
+from headjax.analyses.relation_scores import HitRule, RelationScores, Weights, head_queries, relation_scores
+from headjax.data.prompts import TokenPairs
+from headjax.data.relations import Relation
+from headjax.engine import hits as scores
+from headjax.engine.hits import Hits
 
 L, H, K, D, V = 2, 16, 64, 1024, 50257
 PAIRS = 100  # of each relation

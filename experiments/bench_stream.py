@@ -25,9 +25,9 @@ from checkpoints_convert.reader import Tensor
 from checkpoints_convert.stream import relation_weights
 from experiments.measure import bytes_read, matmul_rate, peak_resident, usable_cores
 from experiments.synthetic import llama_config, random_numbers, write_checkpoint, write_rows
-from headjax.prompts import TokenPairs
-from headjax.relations import Relation
-from headjax.sweeps.relation_scores import LAYER, first_mlp_names, published_rule, relation_scores
+from headjax.analyses.relation_scores import LAYER, first_mlp_names, published_rule, relation_scores
+from headjax.data.prompts import TokenPairs
+from headjax.data.relations import Relation
 
 LAYERS, H, G, K, D, F, V = 3, 64, 8, 128, 8192, 28672, 128_256
 RELATIONS, PAIRS = 15, 100

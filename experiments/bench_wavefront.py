@@ -22,10 +22,10 @@ from checkpoints_convert.engine import open_source
 from checkpoints_convert.stream import layered_source, parameter_reader
 from experiments.measure import bytes_read, matmul_rate, peak_resident, seconds, usable_cores
 from experiments.synthetic import llama_config, write_checkpoint
-from headjax.metrics import Metrics
+from headjax.analyses import head_ablation, streamed
+from headjax.data.prompts import Prompt, PromptBatch
+from headjax.engine.metrics import Metrics
 from headjax.model import build_model, parameter_shapes
-from headjax.prompts import Prompt, PromptBatch
-from headjax.sweeps import head_ablation, streamed
 
 CONFIG = llama_config(layers=48, heads=16, kv_heads=4, d_head=64, d_model=1024, d_mlp=3584, vocabulary=8009)
 PROMPTS, TOKENS = 4, 12

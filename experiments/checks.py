@@ -14,22 +14,22 @@ from experiments.compare import check_comparison, check_comparison_size
 from experiments.config import RunConfig
 from experiments.fields import FORWARD, STATIC
 from experiments.subject import GENERATORS, PLANTED, Subject
+from headjax.analyses.attention_patterns import PATTERNS, repeated_tokens
+from headjax.analyses.gradient_attribution import DIFFERENTIABLE
+from headjax.analyses.path_patching import INPUTS, Receiver
 from headjax.axes import Head
-from headjax.circuit_discovery import DIRECT
-from headjax.circuits import check_fits
-from headjax.edits import check_head
+from headjax.circuits.discovery import DIRECT
+from headjax.circuits.published import check_fits
+from headjax.data.prompt_sets import ioi_names, read_prompts
+from headjax.data.prompts import PromptBatch
+from headjax.data.relations import load_relations
+from headjax.data.templates import SLOT
+from headjax.engine.metrics import METRICS
+from headjax.engine.replacement import find_donors
 from headjax.errors import InputError, shown
 from headjax.grid import SUPPRESSION, GridSet
 from headjax.io import atomic_write, check_file_names
-from headjax.metrics import METRICS
-from headjax.prompt_sets import ioi_names, read_prompts
-from headjax.prompts import PromptBatch
-from headjax.relations import load_relations
-from headjax.sweeps.attention_patterns import PATTERNS, repeated_tokens
-from headjax.sweeps.gradient_attribution import DIFFERENTIABLE
-from headjax.sweeps.path_patching import INPUTS, Receiver
-from headjax.sweeps.replacement import find_donors
-from headjax.templates import SLOT
+from headjax.model.edits import check_head
 
 # What a grid will be called: its kind and its relation (or task).
 Coordinates = set[tuple[str, str]]

@@ -12,13 +12,13 @@ from typing import NamedTuple
 from experiments.config import RunConfig
 from headjax import zoo
 from headjax.axes import Head
-from headjax.circuit_discovery import Discovery, FoundHead, found_circuit, overlap
-from headjax.circuit_prediction import ALL_ROLES, Prediction, predictions
-from headjax.circuits import CIRCUITS, Circuit, find_circuit, write_circuit
+from headjax.circuits.discovery import Discovery, FoundHead, found_circuit, overlap
+from headjax.circuits.prediction import ALL_ROLES, Prediction, predictions
+from headjax.circuits.published import CIRCUITS, Circuit, find_circuit, write_circuit
 from headjax.grid import GridSet
 from headjax.io import read_table, safe_name
+from headjax.report.summary import save_rows
 from headjax.stats import p_text
-from headjax.summary import save_rows
 
 # The relation on whose panel a task's circuit is marked, where the task is not a relation itself.
 RELATION_OF_TASK = {"ioi": "name_copying", "colored_objects": "copying"}

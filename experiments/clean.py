@@ -6,12 +6,12 @@ import numpy as np
 from jaxtyping import Int
 
 from experiments.subject import Subject
-from headjax.metrics import Metrics
-from headjax.prompts import PromptBatch
-from headjax.summary import CleanRow, clean_row
-from headjax.sweeps.batches import Track
-from headjax.sweeps.clean_run import clean_metrics as run_clean
-from headjax.sweeps.streamed import clean_metrics as clean_streamed
+from headjax.analyses.streamed import clean_metrics as clean_streamed
+from headjax.data.prompts import PromptBatch
+from headjax.engine.batches import Track
+from headjax.engine.clean_run import clean_metrics as run_clean
+from headjax.engine.metrics import Metrics
+from headjax.report.summary import CleanRow, clean_row
 
 # Analyses of the task prompts' answers, and of prompts with corrupted partners.
 OF_TASKS = {"logit_attribution", "head_ablation", "gradient_attribution", "ablation_curves"}

@@ -18,11 +18,11 @@ import scipy.stats
 
 from experiments.config import RunConfig
 from experiments.published import DIRECT_EFFECTS, Published, load_direct_effects, load_published
-from headjax.circuits import CIRCUITS, check_fits
-from headjax.correlations import correlations
-from headjax.curve_tables import CurveRow
+from headjax.circuits.published import CIRCUITS, check_fits
 from headjax.errors import InputError
 from headjax.grid import SUPPRESSION, GridSet
+from headjax.report.correlations import correlations
+from headjax.report.curve_tables import CurveRow
 from headjax.zoo import MODELS
 
 # Table -> measure -> tolerance with the published data, and with our own. What is not named is not compared.

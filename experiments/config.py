@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from experiments.published import COMPARISONS
+from headjax.engine.mesh import AXES
 from headjax.errors import InputError, shown
 from headjax.io import parse_json
-from headjax.mesh import AXES
 from kernels.head_attention import IMPLEMENTATIONS
 
 ANALYSES = (

@@ -12,13 +12,13 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int
 
+from headjax.analyses.attention_patterns import PATTERNS
 from headjax.config import ModelConfig
-from headjax.metrics import TILE_LOGITS
-from headjax.scores import CHUNKS, DRAWS, HELD_LOGITS, SLOTS
-from headjax.sweeps.attention_patterns import PATTERNS
-from headjax.sweeps.variants import numbers_per_row
+from headjax.engine.hits import CHUNKS, DRAWS, HELD_LOGITS, SLOTS
+from headjax.engine.metrics import TILE_LOGITS
+from headjax.engine.variants import numbers_per_row
 
-# Shares of (head, pair) that enter each stage of screened counting (headjax/scores.py), for ordinary weights:
+# Shares of (head, pair) that enter each stage of screened counting (engine/hits.py), for ordinary weights:
 # a model whose heads implement many relations has more of them left.
 STAGE_SHARES = (1.0, 0.01, 0.005, 0.002, 0.001, 0.001)
 
@@ -95,7 +95,7 @@ def forward(c: ModelConfig, B: int, S: int) -> int:
 
 
 def prefill_bytes(c: ModelConfig, B: int, S: int, positions: str, itemsize: int) -> int:
-    """sweeps/prefill.py: what is kept, and what is alive inside a layer."""
+    """engine/prefill.py: what is kept, and what is alive inside a layer."""
     P = S if positions == "all" else 1
     kept = c.n_layers * B * (2 * S * c.n_kv_heads + P * c.n_heads) * c.d_head
     residual = (c.n_layers + 1) * B * P * c.d_model
@@ -108,7 +108,7 @@ def logit_bytes(platform: str) -> int:
 
 
 def replacement(c: ModelConfig, prompts: Prompts, ablation: str, positions: str, mean_over: str) -> Cost:
-    """sweeps/replacement.py: what it takes to have the outputs that replace a head's."""
+    """engine/replacement.py: what it takes to have the outputs that replace a head's."""
     chunks, B, S, _ = prompts
     if ablation == "zero":
         return NOTHING
@@ -128,7 +128,7 @@ def variants(
     platform: str,
     copies: int = 1,
 ) -> Cost:
-    """sweeps/variants.py: a clean run and every variant, from the layer that each batch of them starts at,
+    """engine/variants.py: a clean run and every variant, from the layer that each batch of them starts at,
     the first of which holds one more that edits nothing; the copies share the variants where they do not
     share the prompts."""
     chunks, B, S, _ = prompts
@@ -144,7 +144,7 @@ def variants(
 
 
 def variant(c: ModelConfig, S: int, start: int, positions: str) -> int:
-    """sweeps/variant_step.py: one variant of one prompt that is edited from layer `start` on."""
+    """engine/variant_step.py: one variant of one prompt that is edited from layer `start` on."""
     layer = projections(c) + rest(c) + attention(c, S)
     above = c.n_layers - 1 - start
     if positions == "last":
@@ -154,7 +154,7 @@ def variant(c: ModelConfig, S: int, start: int, positions: str) -> int:
 
 
 def dynamic_scores(c: ModelConfig, prompts: Prompts, n_targets: int, itemsize: int, platform: str) -> Cost:
-    """sweeps/dynamic_scores.py: a forward pass, then both kinds of z of every head as pairs."""
+    """analyses/dynamic_scores.py: a forward pass, then both kinds of z of every head as pairs."""
     chunks, B, S, _ = prompts
     tokens = stages(c.vocab_size, n_targets)
     flops = forward(c, B, S) + c.n_layers * hit_flops(c, tokens, 2 * B, platform)
@@ -165,7 +165,7 @@ def dynamic_scores(c: ModelConfig, prompts: Prompts, n_targets: int, itemsize: i
 
 
 def logit_attribution(c: ModelConfig, prompts: Prompts, metrics: int, itemsize: int) -> Cost:
-    """sweeps/logit_attribution.py, once a metric."""
+    """analyses/logit_attribution.py, once a metric."""
     chunks, B, S, _ = prompts
     heads = c.n_layers * B * 2 * c.d_model * (c.n_heads * c.d_head + 1)
     programs = frozenset(("_attribute", B, S, metric) for metric in range(metrics))
@@ -176,7 +176,7 @@ def logit_attribution(c: ModelConfig, prompts: Prompts, metrics: int, itemsize: 
 def gradient_attribution(
     c: ModelConfig, prompts: Prompts, metrics: int, positions: str, itemsize: int
 ) -> Cost:
-    """sweeps/gradient_attribution.py: no derivative with respect to a parameter, so backward costs what
+    """analyses/gradient_attribution.py: no derivative with respect to a parameter, so backward costs what
     forward does, attention twice as much; every layer's inner values are kept for it."""
     chunks, B, S, _ = prompts
     there_and_back = 2 * (forward(c, B, S) + B * unembedding(c)) + c.n_layers * B * S * attention(c, S)
@@ -187,7 +187,7 @@ def gradient_attribution(
 
 
 def attention_patterns(c: ModelConfig, prompts: Prompts, itemsize: int) -> Cost:
-    """sweeps/attention_patterns.py: the pattern once more beside the forward pass, and its sums."""
+    """analyses/attention_patterns.py: the pattern once more beside the forward pass, and its sums."""
     chunks, B, S, _ = prompts
     pattern = c.n_layers * B * S * S * 2 * c.n_heads * (c.d_head + len(PATTERNS))
     scores = 4 * 4 * prompts.own * c.n_heads * S * S
@@ -241,7 +241,7 @@ def hit_bytes(c: ModelConfig, tokens: list[int], n_pairs: int, platform: str) ->
 def relation_scores(
     c: ModelConfig, n_pairs: int, n_sources: int, n_targets: int, first_mlp: bool, platform: str
 ) -> Cost:
-    """sweeps/relation_scores.py. `activations` are all that it holds: it does not need the model."""
+    """analyses/relation_scores.py. `activations` are all that it holds: it does not need the model."""
     D, F = c.d_model, c.d_mlp
     tokens = stages(c.vocab_size, n_targets)
     layer = n_sources * 2 * D * c.n_kv_heads * c.d_head + hit_flops(c, tokens, n_pairs, platform)

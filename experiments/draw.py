@@ -17,14 +17,14 @@ from experiments.draw_papers import draw_comparison, draw_universality
 from experiments.record import RECORD, digests, read_record, write_record
 from experiments.results import Results, read_results
 from headjax import figures
-from headjax.circuit_discovery import DIRECT
-from headjax.circuit_prediction import predictions
-from headjax.circuits import Circuit
-from headjax.curve_tables import CurveRow
+from headjax.analyses.path_patching import PERCENT
+from headjax.circuits.discovery import DIRECT
+from headjax.circuits.prediction import predictions
+from headjax.circuits.published import Circuit
 from headjax.errors import InputError, run_main
 from headjax.grid import SUPPRESSION, GridSet, HeadGrid, measure
 from headjax.io import safe_name
-from headjax.sweeps.path_patching import PERCENT
+from headjax.report.curve_tables import CurveRow
 
 
 def draw_figures(results: Results, config: RunConfig) -> list[Path]:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.config import ANALYSES, RunConfig
-from headjax.circuits import CIRCUITS
+from headjax.analyses.relation_scores import COPYING
+from headjax.circuits.published import CIRCUITS
 from headjax.errors import InputError
-from headjax.sweeps.relation_scores import COPYING
 from headjax.zoo import find_entry
 
 GENERATED = ("ioi", "colored_objects")  # prompts that are made without any relation

@@ -11,13 +11,13 @@ import numpy as np
 from jaxtyping import Float
 
 from experiments.subject import Subject, mean_grid
-from headjax.circuit_discovery import Discovery, discover_circuit
+from headjax.analyses.path_patching import INPUTS, PERCENT, PathPatching, Receiver, direct_effects
+from headjax.analyses.path_patching import path_patching as patch
+from headjax.circuits.discovery import Discovery, discover_circuit
+from headjax.data.prompts import PromptBatch
+from headjax.engine.batches import Remember, Track
 from headjax.errors import InputError
 from headjax.grid import GridSet, HeadGrid
-from headjax.prompts import PromptBatch
-from headjax.sweeps.batches import Remember, Track
-from headjax.sweeps.path_patching import INPUTS, PERCENT, PathPatching, Receiver, direct_effects
-from headjax.sweeps.path_patching import path_patching as patch
 
 _log = logging.getLogger(__name__)
 

@@ -21,12 +21,12 @@ from experiments.measure import host_rate
 from experiments.run_costs import COSTS, Machine, parameter_bytes
 from experiments.subject import Subject, find_named, name_models, open_subject, reads_source
 from headjax import zoo
-from headjax.checkpoint import is_converted, read_config, stored_dtypes
+from headjax.analyses.relation_scores import FIRST_MLP, LAYER
+from headjax.engine.mesh import MODEL_AXIS
 from headjax.errors import InputError
 from headjax.io import read_json
-from headjax.mesh import MODEL_AXIS
 from headjax.model import parameter_shapes
-from headjax.sweeps.relation_scores import FIRST_MLP, LAYER
+from headjax.parameters.converted import is_converted, read_config, stored_dtypes
 
 GIB = 2**30
 

@@ -31,10 +31,10 @@ from experiments.planted_words import (
     token_pairs,
 )
 from headjax.axes import Head
+from headjax.data.relations import Relation
 from headjax.errors import InputError
 from headjax.grid import HeadGrid
 from headjax.io import read_json
-from headjax.relations import Relation
 
 VERSION = 1  # to be raised when the same words and seed give other files
 RECORD = "planted.json"

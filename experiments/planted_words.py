@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
-from headjax.relations import Relation, load_relations
-from headjax.templates import DYNAMIC_TEMPLATES, SLOT, TASK_TEMPLATES
+from headjax.data.relations import Relation, load_relations
+from headjax.data.templates import DYNAMIC_TEMPLATES, SLOT, TASK_TEMPLATES
 
 BOS, UNKNOWN = "<|endoftext|>", "<unk>"
 WORD = r"\w+(?:[-']\w+)*|[^\w\s]"

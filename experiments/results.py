@@ -9,9 +9,9 @@ from experiments.compare import Comparison
 from experiments.record import own_file
 from experiments.tables import read_curves
 from experiments.tables_papers import UNIVERSALITY, read_comparison, read_universality
-from headjax.curve_tables import CurveRow
 from headjax.errors import InputError
 from headjax.grid import GridSet, load_npz
+from headjax.report.curve_tables import CurveRow
 
 
 class Results(NamedTuple):

@@ -15,11 +15,11 @@ from experiments.config import RunConfig
 from experiments.stages import versions
 from experiments.subject import GENERATORS, Subject
 from experiments.units import Units
-from headjax.checkpoint import DAMAGED
+from headjax.data.prompt_sets import read_prompts
+from headjax.engine.mesh import is_first_process
 from headjax.errors import InputError
 from headjax.io import hold_lock, remove_temporary
-from headjax.mesh import is_first_process
-from headjax.prompt_sets import read_prompts
+from headjax.parameters.converted import DAMAGED
 
 LOCK = ".headjax-run.lock"
 PACKAGES = ("checkpoints_convert", "experiments", "headjax", "kernels")

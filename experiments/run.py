@@ -47,12 +47,12 @@ from experiments.tables_papers import universality, write_comparison, write_sali
 from experiments.tables_prompts import describe_bos, dropped_pairs, write_prompt_tables
 from experiments.units import Units
 from experiments.weight_analyses import salient_operations
-from headjax.curve_tables import curve_rows
+from headjax.engine.mesh import check_alike, is_first_process, start_processes
 from headjax.errors import InputError, run_main, shown
 from headjax.grid import GridSet, save_csv, save_npz
 from headjax.io import check_file_names
-from headjax.mesh import check_alike, is_first_process, start_processes
-from headjax.summary import SummaryRow, skipped_row
+from headjax.report.curve_tables import curve_rows
+from headjax.report.summary import SummaryRow, skipped_row
 from kernels import platform
 from kernels.dispatch import Choice
 

@@ -11,16 +11,16 @@ import numpy as np
 from experiments import costs
 from experiments.costs import Cost, Prompts
 from experiments.subject import Subject
+from headjax.analyses.ablation_curves import HEAD_CAPS, MOST_HEADS
+from headjax.analyses.attention_patterns import repeated_tokens
 from headjax.config import ModelConfig
-from headjax.mesh import PARAMETER_AXES, SPLIT_AXES
+from headjax.data.prompts import PromptBatch
+from headjax.engine.batches import prompt_chunks
+from headjax.engine.mesh import PARAMETER_AXES, SPLIT_AXES
+from headjax.engine.variants import HOST_BYTES, fitting_variants
 from headjax.model import parameter_shapes
-from headjax.prompts import PromptBatch
-from headjax.sweeps.ablation_curves import HEAD_CAPS, MOST_HEADS
-from headjax.sweeps.attention_patterns import repeated_tokens
-from headjax.sweeps.batches import prompt_chunks
-from headjax.sweeps.variants import HOST_BYTES, fitting_variants
 
-N_CONTROLS = 5  # the default of sweeps/ablation_curves.py
+N_CONTROLS = 5  # the default of analyses/ablation_curves.py
 
 
 class Machine(NamedTuple):
@@ -46,7 +46,7 @@ class Machine(NamedTuple):
 
 
 def parameter_bytes(config: ModelConfig, itemsize: int, parts: int) -> int:
-    """Bytes of all parameters on each device where so many share the model (headjax/mesh.py)."""
+    """Bytes of all parameters on each device where so many share the model (headjax/engine/mesh.py)."""
 
     def own(name: str, shape: tuple[int, ...]) -> int:
         sizes = zip(PARAMETER_AXES[name].split(), shape, strict=True)

@@ -11,7 +11,7 @@ from typing import TypeVar
 import jax
 import tqdm
 
-from headjax.mesh import is_first_process
+from headjax.engine.mesh import is_first_process
 from kernels import dispatch
 
 PACKAGES = ("headjax", "jax", "jaxlib", "flax", "orbax-checkpoint", "transformers", "numpy", "matplotlib")

@@ -18,16 +18,9 @@ from checkpoints_convert.stream import layered_source, relation_weights, source_
 from experiments import planted, trained
 from experiments.config import RunConfig
 from headjax import zoo
-from headjax.checkpoint import is_converted, read_config, read_provenance
+from headjax.analyses.relation_scores import HitRule, Weights, checkpoint_weights, published_rule
 from headjax.config import ModelConfig
-from headjax.errors import InputError, shown
-from headjax.grid import HeadGrid
-from headjax.io import check_file_names
-from headjax.layered import LayeredModel, layered_checkpoint
-from headjax.mesh import MODEL_AXIS, make_mesh, one_by_one
-from headjax.metrics import mean_and_stderr
-from headjax.model import Transformer, parameter_shapes
-from headjax.prompt_sets import (
+from headjax.data.prompt_sets import (
     colored_object_prompts,
     corrupted_twins,
     ioi_prompts,
@@ -36,7 +29,7 @@ from headjax.prompt_sets import (
     task_prompts,
     template_prompts,
 )
-from headjax.prompts import (
+from headjax.data.prompts import (
     Prompt,
     PromptBatch,
     TokenPairs,
@@ -46,10 +39,17 @@ from headjax.prompts import (
     select_pairs,
     tokenise_pairs,
 )
-from headjax.relations import MAX_NAME, Relation, load_relations
-from headjax.summary import mean_with_error
-from headjax.sweeps.relation_scores import HitRule, Weights, checkpoint_weights, published_rule
-from headjax.templates import DYNAMIC_TEMPLATES
+from headjax.data.relations import MAX_NAME, Relation, load_relations
+from headjax.data.templates import DYNAMIC_TEMPLATES
+from headjax.engine.mesh import MODEL_AXIS, make_mesh, one_by_one
+from headjax.engine.metrics import mean_and_stderr
+from headjax.errors import InputError, shown
+from headjax.grid import HeadGrid
+from headjax.io import check_file_names
+from headjax.model import Transformer, parameter_shapes
+from headjax.parameters.converted import is_converted, read_config, read_provenance
+from headjax.parameters.layered import LayeredModel, layered_checkpoint
+from headjax.report.summary import mean_with_error
 from kernels import platform
 
 PLANTED = "planted"  # where a model is named: the demonstration checkpoint, built on the spot

@@ -5,12 +5,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments.config import RunConfig
-from headjax.correlations import correlation_latex, correlation_table, correlations, save_correlations
-from headjax.curve_tables import CurveRow, curve_rows, summary_row
-from headjax.curve_tables import SummaryRow as CurveSummary
+from headjax.analyses.ablation_curves import RelationCurves
+from headjax.analyses.gradient_attribution import agreement
 from headjax.grid import GridSet
 from headjax.io import atomic_write, read_table
-from headjax.summary import (
+from headjax.report.correlations import correlation_latex, correlation_table, correlations, save_correlations
+from headjax.report.curve_tables import CurveRow, curve_rows, summary_row
+from headjax.report.curve_tables import SummaryRow as CurveSummary
+from headjax.report.summary import (
     CleanRow,
     SummaryRow,
     aligned,
@@ -21,8 +23,6 @@ from headjax.summary import (
     score_rows,
     summary_table,
 )
-from headjax.sweeps.ablation_curves import RelationCurves
-from headjax.sweeps.gradient_attribution import agreement
 
 N_FAULTS = 3  # that are printed of the reasons why a relation has no control
 AGREEMENT_COLUMNS = ("model", "relation", "metric", "spearman", "n_top", "missed")

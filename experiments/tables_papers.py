@@ -11,8 +11,8 @@ from experiments.compare import Comparison
 from experiments.config import RunConfig
 from headjax.grid import GridSet
 from headjax.io import atomic_write, read_table
-from headjax.markdown import markdown_code, markdown_text
-from headjax.universality import (
+from headjax.report.markdown import markdown_code, markdown_text
+from headjax.report.universality import (
     CategoryShare,
     GroupSimilarity,
     RelationCount,

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from experiments.config import RunConfig
 from experiments.subject import PROMPTS_OF, Subject
+from headjax.data.prompts import PromptBatch, describe_dropped, pair_tokens, token_text
+from headjax.data.relations import Relation
 from headjax.io import atomic_write
-from headjax.prompts import PromptBatch, describe_dropped, pair_tokens, token_text
-from headjax.relations import Relation
 
 
 class PromptRow(NamedTuple):

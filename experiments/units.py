@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from headjax.engine.batches import Remember
+from headjax.engine.mesh import check_alike, is_first_process
 from headjax.errors import InputError
 from headjax.io import atomic_write
-from headjax.mesh import check_alike, is_first_process
-from headjax.sweeps.batches import Remember
 from kernels import dispatch
 
 SUFFIX = ".unit"
@@ -52,7 +52,7 @@ class Units:
         self.n_found = len(self._found)
 
     def within(self, scope: str) -> Remember:
-        """`remember` (see headjax/sweeps/batches.py) for one part of the run."""
+        """`remember` (see headjax/engine/batches.py) for one part of the run."""
 
         def remember(name: str, compute: Callable[[], Any]) -> Any:
             name = f"{scope}, {name}"

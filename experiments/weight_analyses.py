@@ -4,14 +4,14 @@ Salient operations give no grids but words, so they are not in the table of `exp
 """
 
 from experiments.subject import Subject
+from headjax.analyses import copy_score as copying
+from headjax.analyses.relation_scores import checkpoint_weights
+from headjax.analyses.salient_operations import salient_operations as find_salient
 from headjax.axes import Head
+from headjax.data.prompt_sets import ioi_names
+from headjax.data.prompts import token_text, word_tokens
+from headjax.engine.batches import Remember, Track
 from headjax.grid import SUPPRESSION, GridSet, HeadGrid
-from headjax.prompt_sets import ioi_names
-from headjax.prompts import token_text, word_tokens
-from headjax.sweeps import copy_score as copying
-from headjax.sweeps.batches import Remember, Track
-from headjax.sweeps.relation_scores import checkpoint_weights
-from headjax.sweeps.salient_operations import salient_operations as find_salient
 
 
 def copy_scores(subject: Subject, track: Track, _: Remember) -> GridSet:

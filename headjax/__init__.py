@@ -9,7 +9,7 @@ from typing import Any
 
 _EXPORTS = {
     "Head": "headjax.axes",
-    "HeadEdit": "headjax.edits",
+    "HeadEdit": "headjax.model.edits",
     "InputError": "headjax.errors",
     "ModelConfig": "headjax.config",
     "Output": "headjax.model",

@@ -17,7 +17,11 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from headjax.checkpoint import (
+from headjax.errors import InputError, shown
+from headjax.inputs import check_settings
+from headjax.io import read_json
+from headjax.model import Transformer, build_model
+from headjax.parameters.converted import (
     DamagedError,
     check_files,
     is_converted,
@@ -26,10 +30,6 @@ from headjax.checkpoint import (
     read_provenance,
     was_damaged,
 )
-from headjax.errors import InputError, shown
-from headjax.inputs import check_settings
-from headjax.io import read_json
-from headjax.model import Transformer, build_model
 
 
 class Entry(NamedTuple):
@@ -434,7 +434,7 @@ def load_model(
 
     Args:
       dtype: of the parameters in memory.
-      mesh: devices to spread the parameters over (see `headjax.mesh`); JAX's default device where None.
+      mesh: devices to spread the parameters over (`headjax.engine.mesh`); JAX's default device where None.
       precision: of every matrix product; "highest" makes float32 mean float32 on every device.
       implementation: of the kernels (`kernels/<op>/api.py`); None: each op's default.
       ignore_fields: of config.json, to treat as absent where the converter does not understand them and you

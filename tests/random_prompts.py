@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from headjax.prompts import Prompt, PromptBatch
+from headjax.data.prompts import Prompt, PromptBatch
 
 
 def random_prompts(

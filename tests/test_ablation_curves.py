@@ -6,14 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from headjax.axes import Head
-from headjax.curve_tables import curve_rows, summary_row
-from headjax.edits import HeadEdit
-from headjax.errors import InputError
-from headjax.model import Transformer
-from headjax.prompts import PromptBatch
-from headjax.stats import draws_band, wilson
-from headjax.sweeps.ablation_curves import (
+from headjax.analyses.ablation_curves import (
     Curve,
     RelationCurves,
     ablation_curves,
@@ -21,7 +14,14 @@ from headjax.sweeps.ablation_curves import (
     control_faults,
     rank_heads,
 )
-from headjax.sweeps.head_ablation import head_ablation
+from headjax.analyses.head_ablation import head_ablation
+from headjax.axes import Head
+from headjax.data.prompts import PromptBatch
+from headjax.errors import InputError
+from headjax.model import Transformer
+from headjax.model.edits import HeadEdit
+from headjax.report.curve_tables import curve_rows, summary_row
+from headjax.stats import draws_band, wilson
 from tests.random_prompts import random_prompts
 from tests.test_model import CONFIGS, informative_model
 from tests.tolerances import assert_close

@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from headjax.errors import InputError
-from headjax.model import Transformer, build_model, parameter_shapes
-from headjax.sweeps.attention_patterns import (
+from headjax.analyses.attention_patterns import (
     PATTERNS,
     _attention_to_targets,
     attention_patterns,
     repeated_tokens,
 )
+from headjax.errors import InputError
+from headjax.model import Transformer, build_model, parameter_shapes
 from tests import torch_oracle
 from tests.random_prompts import random_prompts
 from tests.test_model import CONFIGS, GPT2, informative_model

@@ -19,7 +19,11 @@ from jax.sharding import AxisType, PartitionSpec
 
 from checkpoints_convert import convert, ensure
 from headjax import load_model
-from headjax.checkpoint import (
+from headjax.config import ModelConfig
+from headjax.engine.mesh import PARAMETER_AXES, parameter_sharding
+from headjax.errors import InputError
+from headjax.model import parameter_shapes
+from headjax.parameters.converted import (
     check_files,
     is_converted,
     parameter_groups,
@@ -30,10 +34,6 @@ from headjax.checkpoint import (
     stored_dtypes,
     write_checkpoint,
 )
-from headjax.config import ModelConfig
-from headjax.errors import InputError
-from headjax.mesh import PARAMETER_AXES, parameter_sharding
-from headjax.model import parameter_shapes
 from tests import torch_oracle
 from tests.tolerances import assert_close
 
@@ -392,7 +392,7 @@ def test_a_write_that_cannot_take_its_place_leaves_what_was_there(tmp_path: Path
         rename(*paths)
 
     with monkeypatch.context() as patched:
-        patched.setattr("headjax.checkpoint.os.rename", fail_the_second_time)
+        patched.setattr("headjax.parameters.converted.os.rename", fail_the_second_time)
         with pytest.raises(InputError, match="model: cannot be written: no such luck"):
             write(directory, TINY, {name: 2 * array for name, array in parameters.items()})
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
@@ -422,7 +422,7 @@ def test_a_write_killed_at_any_step_leaves_the_old_or_the_new_one(tmp_path: Path
         for name in ("os.rename", "shutil.rmtree"):
             module, function = name.split(".")
             original = getattr({"os": os, "shutil": shutil}[module], function)
-            patched.setattr(f"headjax.checkpoint.{name}", watched(original))
+            patched.setattr(f"headjax.parameters.converted.{name}", watched(original))
         write(home / "model", TINY, new)
     states = [{file.name for file in snapshot.iterdir()} for snapshot in snapshots]
     assert {".model.headjax-lock", ".model.headjax-new", ".model.headjax-old"} in states  # between the two
@@ -449,7 +449,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch, raised: Exception)
     write(directory, TINY, random_parameters(TINY))
     for place in ("ocp.Checkpointer.save", "shutil.copyfile", "Path.write_text"):
         with monkeypatch.context() as patched:
-            patched.setattr(f"headjax.checkpoint.{place}", full)
+            patched.setattr(f"headjax.parameters.converted.{place}", full)
             with pytest.raises(InputError, match=r"model: cannot be written: .*(No space left|EXHAUSTED)"):
                 write(directory, TINY, random_parameters(TINY), [Path(__file__)])
         assert [file.name for file in tmp_path.iterdir()] == ["model"]
@@ -468,7 +468,7 @@ def test_names_beside_a_checkpoint_that_are_not_ours_are_left_alone(tmp_path: Pa
 
 WRITE_AND_DIE = """
 import os, signal, sys
-from headjax.checkpoint import read_config, write_checkpoint
+from headjax.parameters.converted import read_config, write_checkpoint
 source, directory = sys.argv[1:]
 def die(group):
     print("writing", flush=True)

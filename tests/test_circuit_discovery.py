@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 
+from headjax.analyses.path_patching import Receiver
 from headjax.axes import Head
-from headjax.circuit_discovery import discover_circuit, found_circuit, overlap
-from headjax.circuits import read_circuit, write_circuit
-from headjax.sweeps.path_patching import Receiver
+from headjax.circuits.discovery import discover_circuit, found_circuit, overlap
+from headjax.circuits.published import read_circuit, write_circuit
 
 SHAPE = (5, 7)
 

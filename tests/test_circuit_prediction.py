@@ -5,8 +5,8 @@ import pytest
 import scipy.stats
 
 from headjax.axes import Head
-from headjax.circuit_prediction import area_under_curve, precision_at, predictions
-from headjax.circuits import Circuit
+from headjax.circuits.prediction import area_under_curve, precision_at, predictions
+from headjax.circuits.published import Circuit
 from headjax.grid import GridSet, HeadGrid
 
 SHAPE = (5, 7)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from headjax.axes import Head
-from headjax.circuits import CIRCUITS, check_fits, find_circuit, parse_heads, read_circuit
+from headjax.circuits.published import CIRCUITS, check_fits, find_circuit, parse_heads, read_circuit
 from headjax.errors import InputError
 
 

@@ -21,10 +21,10 @@ from experiments.config import RunConfig
 from experiments.draw_papers import draw_comparison
 from experiments.published import COMPARISONS, Published, load_direct_effects, load_published
 from experiments.tables_papers import comparison_table, read_comparison, write_comparison
-from headjax.circuits import CIRCUITS
-from headjax.curve_tables import CurveRow
+from headjax.circuits.published import CIRCUITS
 from headjax.errors import InputError
 from headjax.grid import GridSet, HeadGrid
+from headjax.report.curve_tables import CurveRow
 
 L, H = 12, 12
 SUFFIX = {"plain": "", "suppression": "_suppression"}

@@ -20,10 +20,10 @@ from checkpoints_convert.engine import BLOCK, Source, open_source
 from checkpoints_convert.families import FAMILIES
 from checkpoints_convert.fields import Fields
 from checkpoints_convert.rules import split_layout, stored_shape
-from headjax.checkpoint import parameter_groups, read_config, read_parameters, read_provenance
 from headjax.config import Llama3Scaling, ModelConfig, Rotary
+from headjax.engine.mesh import PARAMETER_AXES
 from headjax.errors import InputError
-from headjax.mesh import PARAMETER_AXES
+from headjax.parameters.converted import parameter_groups, read_config, read_parameters, read_provenance
 from tests import torch_oracle
 from tests.torch_or_skip import torch
 
@@ -689,7 +689,7 @@ import resource, sys
 import jax
 from checkpoints_convert.convert import convert
 from checkpoints_convert.engine import open_source
-from headjax.checkpoint import read_parameters
+from headjax.parameters.converted import read_parameters
 warm, big, out = sys.argv[1:]
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from checkpoints_convert import ensure
-from headjax.checkpoint import read_config
+from headjax.analyses import copy_score
+from headjax.analyses.copy_score import checkpoint_weights, copy_scores, model_weights
 from headjax.errors import InputError
-from headjax.sweeps import copy_score
-from headjax.sweeps.copy_score import checkpoint_weights, copy_scores, model_weights
+from headjax.parameters.converted import read_config
 from tests import torch_oracle
 from tests.test_relation_scores import theirs_of_relation_scores
 from tests.torch_or_skip import torch

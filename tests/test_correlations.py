@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from headjax.correlations import (
+from headjax.grid import GridSet, HeadGrid
+from headjax.report.correlations import (
     correlate,
     correlation_latex,
     correlation_table,
     correlations,
     save_correlations,
 )
-from headjax.grid import GridSet, HeadGrid
 from headjax.stats import pearson
 
 L, H = 3, 5

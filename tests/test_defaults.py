@@ -18,8 +18,8 @@ import headjax
 import kernels
 from experiments import subject
 from experiments.config import RunConfig
-from headjax import prompt_sets
-from headjax.sweeps.ablation_curves import rank_heads
+from headjax.analyses.ablation_curves import rank_heads
+from headjax.data import prompt_sets
 
 # Of public functions of `headjax` and `kernels`, by parameter; "function.parameter" where one differs.
 DEFAULTS = {

@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from headjax.analyses import streamed
+from headjax.analyses.dynamic_scores import KINDS, dynamic_scores
+from headjax.data.prompt_sets import template_prompts
+from headjax.data.prompts import batch_prompts, tokenise_pairs
+from headjax.data.relations import Relation
+from headjax.engine.prefill import prefill
 from headjax.errors import InputError
 from headjax.model import build_model, model_parameters
-from headjax.prompt_sets import template_prompts
-from headjax.prompts import batch_prompts, tokenise_pairs
-from headjax.relations import Relation
-from headjax.sweeps import streamed
-from headjax.sweeps.dynamic_scores import KINDS, dynamic_scores
-from headjax.sweeps.prefill import prefill
 from tests import torch_oracle
 from tests.random_prompts import random_prompts
 from tests.test_mesh import on_mesh

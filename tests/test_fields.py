@@ -15,10 +15,10 @@ from checkpoints_convert import convert, ensure
 from checkpoints_convert.engine import open_source, read_source_config
 from checkpoints_convert.families import FAMILIES
 from checkpoints_convert.fields import NO_EFFECT, OFF
-from headjax.checkpoint import read_config, read_provenance
 from headjax.config import LinearScaling, ModelConfig, Rotary, YarnScaling
 from headjax.errors import InputError
-from headjax.rotary import rotary_frequencies
+from headjax.model.rotary import rotary_frequencies
+from headjax.parameters.converted import read_config, read_provenance
 from tests import torch_oracle
 
 ROOT = Path(__file__).resolve().parents[1]

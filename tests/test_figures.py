@@ -14,7 +14,7 @@ from matplotlib.text import Text
 
 from headjax import figures
 from headjax.axes import Head
-from headjax.circuits import CIRCUITS, find_circuit
+from headjax.circuits.published import CIRCUITS, find_circuit
 from headjax.errors import InputError
 from headjax.figures import Curve, Panel
 from headjax.grid import GridSet, HeadGrid, load_npz, save_npz

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from headjax.analyses.gradient_attribution import agreement, gradient_attribution
 from headjax.axes import Head
 from headjax.errors import InputError
-from headjax.sweeps.gradient_attribution import agreement, gradient_attribution
 from tests import torch_oracle
 from tests.random_prompts import random_prompts
 from tests.test_head_ablation import metrics_of

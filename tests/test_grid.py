@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 
 from headjax.axes import Head
+from headjax.engine.metrics import Metrics
 from headjax.errors import InputError
 from headjax.grid import GridSet, HeadGrid, category_counts, head_categories, load_npz, save_csv, save_npz
 from headjax.io import atomic_write
-from headjax.metrics import Metrics
-from headjax.stats import wilson
-from headjax.summary import (
+from headjax.report.summary import (
     category_rows,
     clean_row,
     clean_table,
@@ -23,6 +22,7 @@ from headjax.summary import (
     skipped_row,
     summary_table,
 )
+from headjax.stats import wilson
 
 
 def grid(scores, relation="copying", category="Algorithmic", kind="static", model="Tiny", **more) -> HeadGrid:

@@ -8,18 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from headjax.edits import HeadEdit
+from headjax.analyses.head_ablation import head_ablation, single_gains
+from headjax.data.prompts import PromptBatch
+from headjax.engine import variants
+from headjax.engine.batches import prompt_chunks
+from headjax.engine.metrics import METRICS, Metrics
+from headjax.engine.prefill import prefill
+from headjax.engine.replacement import find_replacement
+from headjax.engine.variant_step import variant_step
+from headjax.engine.variants import choose_variant_batch, run_variants
 from headjax.errors import InputError
-from headjax.metrics import METRICS, Metrics
 from headjax.model import Transformer, build_model, model_parameters
-from headjax.prompts import PromptBatch
-from headjax.sweeps import variants
-from headjax.sweeps.batches import prompt_chunks
-from headjax.sweeps.head_ablation import head_ablation, single_gains
-from headjax.sweeps.prefill import prefill
-from headjax.sweeps.replacement import find_replacement
-from headjax.sweeps.variant_step import variant_step
-from headjax.sweeps.variants import choose_variant_batch, run_variants
+from headjax.model.edits import HeadEdit
 from tests import torch_oracle
 from tests.random_prompts import random_prompts
 from tests.test_model import CONFIGS, GPT2, informative_model

@@ -20,27 +20,27 @@ from jax.extend.core.primitives import dot_general_p
 
 from experiments.config import RunConfig
 from experiments.run import run
+from headjax.analyses.attention_patterns import attention_patterns
+from headjax.analyses.copy_score import copy_scores
+from headjax.analyses.copy_score import model_weights as copy_weights
+from headjax.analyses.dynamic_scores import dynamic_scores
+from headjax.analyses.gradient_attribution import gradient_attribution
+from headjax.analyses.head_ablation import head_ablation
+from headjax.analyses.logit_attribution import logit_attribution
+from headjax.analyses.path_patching import Receiver, direct_effects, path_patching
+from headjax.analyses.relation_scores import model_weights, relation_scores
+from headjax.analyses.salient_operations import salient_operations
 from headjax.config import ModelConfig
-from headjax.edits import HeadEdit
+from headjax.data.prompts import PromptBatch
+from headjax.engine.hits import relation_hits, screening_stages
+from headjax.engine.metrics import next_token_metrics
+from headjax.engine.prefill import prefill
+from headjax.engine.replacement import find_replacement
+from headjax.engine.variant_step import VariantEdit, variant_step
 from headjax.errors import InputError
 from headjax.grid import load_npz
-from headjax.metrics import next_token_metrics
 from headjax.model import Transformer
-from headjax.prompts import PromptBatch
-from headjax.scores import relation_hits, screening_stages
-from headjax.sweeps.attention_patterns import attention_patterns
-from headjax.sweeps.copy_score import copy_scores
-from headjax.sweeps.copy_score import model_weights as copy_weights
-from headjax.sweeps.dynamic_scores import dynamic_scores
-from headjax.sweeps.gradient_attribution import gradient_attribution
-from headjax.sweeps.head_ablation import head_ablation
-from headjax.sweeps.logit_attribution import logit_attribution
-from headjax.sweeps.path_patching import Receiver, direct_effects, path_patching
-from headjax.sweeps.prefill import prefill
-from headjax.sweeps.relation_scores import model_weights, relation_scores
-from headjax.sweeps.replacement import find_replacement
-from headjax.sweeps.salient_operations import salient_operations
-from headjax.sweeps.variant_step import VariantEdit, variant_step
+from headjax.model.edits import HeadEdit
 from kernels.dispatch import Choice, recording
 from kernels.head_attention import api as head_attention
 from kernels.variant_decode import api as variant_decode

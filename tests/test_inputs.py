@@ -6,16 +6,16 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from headjax.analyses import streamed
+from headjax.analyses.ablation_curves import ablation_curves
+from headjax.analyses.dynamic_scores import dynamic_scores
+from headjax.analyses.gradient_attribution import gradient_attribution
+from headjax.analyses.head_ablation import head_ablation
+from headjax.analyses.logit_attribution import logit_attribution
+from headjax.analyses.path_patching import direct_effects, path_patching
+from headjax.engine.batches import check_prompts
+from headjax.engine.replacement import find_replacement
 from headjax.errors import InputError
-from headjax.sweeps import streamed
-from headjax.sweeps.ablation_curves import ablation_curves
-from headjax.sweeps.batches import check_prompts
-from headjax.sweeps.dynamic_scores import dynamic_scores
-from headjax.sweeps.gradient_attribution import gradient_attribution
-from headjax.sweeps.head_ablation import head_ablation
-from headjax.sweeps.logit_attribution import logit_attribution
-from headjax.sweeps.path_patching import direct_effects, path_patching
-from headjax.sweeps.replacement import find_replacement
 from tests.random_prompts import random_prompts
 from tests.test_model import GPT2, informative_model
 from tests.test_streamed import from_memory

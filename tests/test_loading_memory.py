@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from headjax.checkpoint import write_checkpoint
 from headjax.config import ModelConfig, Rotary
 from headjax.model import parameter_shapes
+from headjax.parameters.converted import write_checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
 MIB = 2**20
@@ -27,7 +27,7 @@ LOAD = """
 import json, resource, sys
 from pathlib import Path
 import jax
-from headjax.mesh import make_mesh, start_processes
+from headjax.engine.mesh import make_mesh, start_processes
 
 directory, address, number = sys.argv[1:]
 start_processes(f"{address},2,{number}")

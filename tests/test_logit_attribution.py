@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from headjax.analyses.logit_attribution import _attribute, logit_attribution
 from headjax.errors import InputError
 from headjax.model import build_model, model_parameters
-from headjax.sweeps.logit_attribution import _attribute, logit_attribution
 from tests import torch_oracle
 from tests.random_prompts import random_prompts
 from tests.test_model import CONFIGS, informative_model

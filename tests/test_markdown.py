@@ -3,7 +3,7 @@
 import pytest
 
 from experiments.tables_papers import salient_page
-from headjax.markdown import markdown_code, markdown_text
+from headjax.report.markdown import markdown_code, markdown_text
 
 
 @pytest.mark.parametrize(

@@ -7,22 +7,22 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from headjax.analyses import relation_scores as static
+from headjax.analyses.ablation_curves import ablation_curves
+from headjax.analyses.attention_patterns import attention_patterns
+from headjax.analyses.dynamic_scores import dynamic_scores
+from headjax.analyses.gradient_attribution import gradient_attribution
+from headjax.analyses.head_ablation import head_ablation
+from headjax.analyses.logit_attribution import logit_attribution
+from headjax.analyses.path_patching import Receiver, direct_effects, path_patching
+from headjax.analyses.relation_scores import relation_scores
+from headjax.engine import variants
+from headjax.engine.hits import screening_stages
+from headjax.engine.mesh import WHOLE, make_mesh, parameter_sharding, place
+from headjax.engine.replacement import find_replacement
+from headjax.engine.variant_step import variant_step
 from headjax.errors import InputError
-from headjax.mesh import WHOLE, make_mesh, parameter_sharding, place
 from headjax.model import Transformer, build_model, model_parameters
-from headjax.scores import screening_stages
-from headjax.sweeps import relation_scores as static
-from headjax.sweeps import variants
-from headjax.sweeps.ablation_curves import ablation_curves
-from headjax.sweeps.attention_patterns import attention_patterns
-from headjax.sweeps.dynamic_scores import dynamic_scores
-from headjax.sweeps.gradient_attribution import gradient_attribution
-from headjax.sweeps.head_ablation import head_ablation
-from headjax.sweeps.logit_attribution import logit_attribution
-from headjax.sweeps.path_patching import Receiver, direct_effects, path_patching
-from headjax.sweeps.relation_scores import relation_scores
-from headjax.sweeps.replacement import find_replacement
-from headjax.sweeps.variant_step import variant_step
 from tests import torch_oracle
 from tests.random_prompts import random_prompts
 from tests.test_model import LLAMA, informative_model

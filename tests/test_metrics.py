@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from headjax import metrics
-from headjax.metrics import mean_and_stderr, next_token_metrics
+from headjax.engine import metrics
+from headjax.engine.metrics import mean_and_stderr, next_token_metrics
 from tests.test_model import CONFIGS, informative_model
 from tests.tolerances import assert_close
 

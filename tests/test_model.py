@@ -9,13 +9,13 @@ import pytest
 from flax import nnx
 
 from headjax import load_model
+from headjax.analyses.attention_patterns import attention_patterns
 from headjax.axes import Head
 from headjax.config import Llama3Scaling, ModelConfig, Rotary
-from headjax.edits import HeadEdit, check_edit
 from headjax.errors import InputError
 from headjax.model import Transformer, build_model, model_parameters, parameter_shapes
-from headjax.rotary import rotary_frequencies
-from headjax.sweeps.attention_patterns import attention_patterns
+from headjax.model.edits import HeadEdit, check_edit
+from headjax.model.rotary import rotary_frequencies
 from tests.tolerances import assert_close
 from tests.torch_or_skip import torch
 

@@ -11,7 +11,7 @@ from experiments.compare import check_comparison
 from experiments.config import RunConfig, load_config
 from experiments.paper import RATES
 from experiments.published import COMPARISONS, load_direct_effects, load_published
-from headjax.relations import RELATION_IDS
+from headjax.data.relations import RELATION_IDS
 from headjax.zoo import MODELS, display_name
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments" / "configs" / "paper"

@@ -6,7 +6,7 @@ import pytest
 
 from checkpoints_convert import ensure
 from headjax import load_model
-from headjax.edits import HeadEdit
+from headjax.model.edits import HeadEdit
 from tests import torch_oracle
 from tests.tolerances import assert_close
 from tests.torch_or_skip import torch

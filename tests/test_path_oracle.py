@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from headjax.sweeps.path_patching import PathPatching, direct_effects, path_patching
+from headjax.analyses.path_patching import PathPatching, direct_effects, path_patching
 from tests import path_oracle, torch_oracle
 from tests.test_path_patching import prompts_for, receivers_of
 from tests.twins import twins

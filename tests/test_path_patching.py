@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from headjax.analyses.head_ablation import head_ablation
+from headjax.analyses.path_patching import PathPatching, Receiver, direct_effects, path_patching
 from headjax.axes import Head
+from headjax.data.prompts import PromptBatch
 from headjax.errors import InputError
 from headjax.model import Transformer, build_model, model_parameters
-from headjax.prompts import PromptBatch
-from headjax.sweeps.head_ablation import head_ablation
-from headjax.sweeps.path_patching import PathPatching, Receiver, direct_effects, path_patching
 from tests.random_prompts import random_prompts
 from tests.test_head_ablation import DTYPES, deaf_model
 from tests.test_model import CONFIGS, GPT2, informative_model

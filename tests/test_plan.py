@@ -21,20 +21,20 @@ from experiments.config import RunConfig
 from experiments.costs import Prompts
 from experiments.run import run
 from experiments.run_costs import parameter_bytes
-from headjax.config import ModelConfig, Rotary
-from headjax.errors import InputError
-from headjax.mesh import parameter_sharding
-from headjax.model import Transformer, parameter_shapes
-from headjax.scores import screening_stages
-from headjax.sweeps import (
+from headjax.analyses import (
     attention_patterns,
     dynamic_scores,
     gradient_attribution,
     logit_attribution,
     relation_scores,
-    variant_step,
 )
-from headjax.sweeps.prefill import prefill
+from headjax.config import ModelConfig, Rotary
+from headjax.engine import variant_step
+from headjax.engine.hits import screening_stages
+from headjax.engine.mesh import parameter_sharding
+from headjax.engine.prefill import prefill
+from headjax.errors import InputError
+from headjax.model import Transformer, parameter_shapes
 from tests import tiny_tokenizers
 from tests.random_prompts import random_prompts
 from tests.tiny_run import tiny_run

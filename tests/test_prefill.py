@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from headjax.sweeps.prefill import prefill
+from headjax.engine.prefill import prefill
 from tests.test_model import CONFIGS, informative_model
 from tests.tolerances import assert_close
 

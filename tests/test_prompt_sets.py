@@ -7,8 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from headjax.errors import InputError
-from headjax.prompt_sets import (
+from headjax.data.prompt_sets import (
     COLORS,
     IOI_NAMES,
     IOI_TEMPLATES,
@@ -22,9 +21,10 @@ from headjax.prompt_sets import (
     task_template,
     template_prompts,
 )
-from headjax.prompts import batch_prompts, load_tokenizer, tokenise_pairs
-from headjax.relations import RELATION_IDS, Relation, load_relations
-from headjax.templates import DYNAMIC_TEMPLATES, SLOT, TASK_TEMPLATES
+from headjax.data.prompts import batch_prompts, load_tokenizer, tokenise_pairs
+from headjax.data.relations import RELATION_IDS, Relation, load_relations
+from headjax.data.templates import DYNAMIC_TEMPLATES, SLOT, TASK_TEMPLATES
+from headjax.errors import InputError
 from tests.test_prompts import CONFIG, spelled
 from tests.tiny_tokenizers import byte_level, whole_words
 

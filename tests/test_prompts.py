@@ -15,9 +15,7 @@ from transformers import AutoTokenizer
 
 from experiments import trained
 from headjax.config import ModelConfig
-from headjax.errors import InputError
-from headjax.model import Transformer
-from headjax.prompts import (
+from headjax.data.prompts import (
     Prompt,
     batch_prompts,
     beginning_token,
@@ -27,7 +25,9 @@ from headjax.prompts import (
     tokenise_pairs,
     word_tokens,
 )
-from headjax.relations import Relation, load_relations
+from headjax.data.relations import Relation, load_relations
+from headjax.errors import InputError
+from headjax.model import Transformer
 from tests.tiny_tokenizers import WORDS, byte_level, characters, metaspace, sentencepiece, whole_words
 
 CONFIG = ModelConfig(

@@ -14,8 +14,8 @@ from experiments.published import (
     load_direct_effects,
     load_published,
 )
+from headjax.data.relations import RELATION_IDS
 from headjax.errors import InputError
-from headjax.relations import RELATION_IDS
 from headjax.zoo import MODELS
 
 MAPS_MODELS = {

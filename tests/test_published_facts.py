@@ -15,9 +15,9 @@ import pytest
 from experiments import compare
 from experiments.published import citation, load_direct_effects, load_published
 from headjax.axes import Head
-from headjax.circuits import CIRCUITS
-from headjax.relations import RELATION_IDS, load_relations
-from headjax.templates import DYNAMIC_TEMPLATES, TASK_TEMPLATES
+from headjax.circuits.published import CIRCUITS
+from headjax.data.relations import RELATION_IDS, load_relations
+from headjax.data.templates import DYNAMIC_TEMPLATES, TASK_TEMPLATES
 
 # --- circuits ----------------------------------------------------------------------------------------------
 

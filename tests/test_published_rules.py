@@ -7,9 +7,9 @@ import pytest
 
 from experiments.run import run
 from experiments.subject import load_subject
-from headjax.checkpoint import HEADER, seal
-from headjax.relations import RELATION_IDS
-from headjax.sweeps.relation_scores import HitRule, published_rule
+from headjax.analyses.relation_scores import HitRule, published_rule
+from headjax.data.relations import RELATION_IDS
+from headjax.parameters.converted import HEADER, seal
 from headjax.zoo import MODELS, display_name
 from tests.tiny_run import tiny_run
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
+from headjax.analyses import relation_scores as sweep
+from headjax.analyses.relation_scores import HitRule, Weights, head_queries, model_weights, relation_scores
+from headjax.data.prompts import TokenPairs
+from headjax.data.relations import Relation
+from headjax.engine.hits import screening_stages
+from headjax.engine.mesh import make_mesh
 from headjax.errors import InputError
-from headjax.mesh import make_mesh
-from headjax.prompts import TokenPairs
-from headjax.relations import Relation
-from headjax.scores import screening_stages
-from headjax.sweeps import relation_scores as sweep
-from headjax.sweeps.relation_scores import HitRule, Weights, head_queries, model_weights, relation_scores
 from tests import torch_oracle
 from tests.kernel_checks import allowing
 from tests.test_scores import normal, slow_hits

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from headjax.sweeps.ablation_curves import take_prompts
-from headjax.sweeps.replacement import find_replacement
+from headjax.analyses.ablation_curves import take_prompts
+from headjax.engine.replacement import find_replacement
 from tests.random_prompts import random_prompts
 from tests.test_model import CONFIGS, informative_model
 from tests.tolerances import assert_close

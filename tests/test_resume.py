@@ -25,10 +25,10 @@ import headjax.io
 from experiments.config import RunConfig
 from experiments.run import run
 from experiments.units import Units, is_whole, pack, unpack
-from headjax.checkpoint import HEADER, seal
+from headjax.engine.metrics import Metrics
 from headjax.errors import InputError
 from headjax.grid import HeadGrid
-from headjax.metrics import Metrics
+from headjax.parameters.converted import HEADER, seal
 from tests import tiny_tokenizers, torch_oracle
 from tests.test_run_fields import OTHER
 from tests.tiny_run import PAIRS, tiny_run, write_model
@@ -300,7 +300,7 @@ def test_the_number_of_variants_at_once_is_that_of_the_first_start(config, tmp_p
         chosen.append(4)
         return 4
 
-    monkeypatch.setattr("headjax.sweeps.variants.choose_variant_batch", choose)
+    monkeypatch.setattr("headjax.engine.variants.choose_variant_batch", choose)
     ablation = dataclasses.replace(
         config, analyses=("head_ablation",), variant_batch=None, ablation="zero", out=str(tmp_path)
     )
@@ -479,7 +479,7 @@ def test_values_come_back_bit_for_bit():
 
 def test_a_unit_makes_no_objects_but_our_values():
     forged = pack(Metrics(None, None, None)).replace(
-        b"headjax.metrics:Metrics", b"subprocess:Popen" + b" " * 7
+        b"headjax.engine.metrics:Metrics", b"subprocess:Popen" + b" " * 7
     )
     with pytest.raises(InputError, match="only headjax's own classes"):
         unpack(forged)

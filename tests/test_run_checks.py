@@ -15,7 +15,7 @@ from experiments import run as runner
 from experiments.checks import CHECKS, check_unique
 from experiments.config import ANALYSES, RunConfig
 from experiments.plan import print_plan
-from headjax import prompt_sets
+from headjax.data import prompt_sets
 from headjax.errors import InputError, run_main
 from headjax.grid import GridSet, HeadGrid
 from headjax.io import atomic_write, safe_name

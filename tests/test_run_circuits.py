@@ -14,11 +14,11 @@ from experiments.config import RunConfig
 from experiments.run import run
 from experiments.subject import Subject
 from headjax.axes import Head
-from headjax.circuits import read_circuit
+from headjax.circuits.published import read_circuit
+from headjax.data.prompts import load_tokenizer, select_pairs
+from headjax.data.relations import load_relations
 from headjax.errors import InputError
 from headjax.grid import load_npz
-from headjax.prompts import load_tokenizer, select_pairs
-from headjax.relations import load_relations
 from tests.test_model import GPT2
 
 TASKS = ("country_to_capital", "name_copying")

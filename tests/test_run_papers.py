@@ -12,11 +12,11 @@ from experiments import draw
 from experiments.config import RunConfig
 from experiments.run import run
 from experiments.tables_papers import salient_page
+from headjax.analyses.copy_score import copy_scores, model_weights
+from headjax.data.prompt_sets import IOI_NAMES, ioi_names
+from headjax.data.prompts import load_tokenizer, token_text, word_tokens
 from headjax.errors import InputError
 from headjax.grid import load_npz
-from headjax.prompt_sets import IOI_NAMES, ioi_names
-from headjax.prompts import load_tokenizer, token_text, word_tokens
-from headjax.sweeps.copy_score import copy_scores, model_weights
 from tests import torch_oracle
 from tests.tiny_tokenizers import whole_words
 from tests.twins import twins

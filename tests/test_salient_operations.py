@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from headjax.analyses import salient_operations as sweep
+from headjax.analyses.relation_scores import model_weights
+from headjax.analyses.salient_operations import salient_operations
 from headjax.axes import Head
-from headjax.sweeps import salient_operations as sweep
-from headjax.sweeps.relation_scores import model_weights
-from headjax.sweeps.salient_operations import salient_operations
 from tests import torch_oracle
 from tests.test_relation_scores import random_weights, theirs_of_relation_scores
 from tests.torch_or_skip import torch

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from headjax import scores
-from headjax.scores import Chunk, Hits, add_counts, no_counts, relation_hits, screening_stages
+from headjax.engine import hits as scores
+from headjax.engine.hits import Chunk, Hits, add_counts, no_counts, relation_hits, screening_stages
 from tests.torch_or_skip import torch
 
 # Heads with few pairs (pooled), with many (crowded), and with both in turn; K, D and V in all orders.

@@ -13,10 +13,10 @@ import pytest
 from checkpoints_convert import ensure
 from checkpoints_convert.engine import Source, open_source
 from checkpoints_convert.stream import relation_weights
-from headjax.checkpoint import read_config
+from headjax.analyses.relation_scores import LAYER, checkpoint_weights, first_mlp_names, relation_scores
 from headjax.errors import InputError
-from headjax.read_ahead import read_ahead
-from headjax.sweeps.relation_scores import LAYER, checkpoint_weights, first_mlp_names, relation_scores
+from headjax.parameters.converted import read_config
+from headjax.parameters.read_ahead import read_ahead
 from tests import torch_oracle
 from tests.test_relation_scores import RULE, some_relations
 from tests.torch_or_skip import torch

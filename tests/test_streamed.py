@@ -14,13 +14,13 @@ import pytest
 
 from checkpoints_convert.engine import open_source
 from checkpoints_convert.stream import layered_source
-from headjax import layered
-from headjax.checkpoint import read_config
+from headjax.analyses import dynamic_scores, head_ablation, logit_attribution, streamed
+from headjax.engine.metrics import METRICS
 from headjax.errors import InputError
-from headjax.layered import LayeredModel, layered_checkpoint, layered_model
-from headjax.metrics import METRICS
 from headjax.model import Transformer, model_parameters, parameter_shapes
-from headjax.sweeps import dynamic_scores, head_ablation, logit_attribution, streamed
+from headjax.parameters import layered
+from headjax.parameters.converted import read_config
+from headjax.parameters.layered import LayeredModel, layered_checkpoint, layered_model
 from tests import torch_oracle
 from tests.random_prompts import random_prompts
 from tests.test_head_ablation import DTYPES, assert_same_metrics, deaf_model, prompts_for

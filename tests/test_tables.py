@@ -13,8 +13,8 @@ from experiments.results import Results
 from experiments.tables import gradient_agreements, write_tables
 from experiments.tables_papers import universality, write_universality
 from headjax import figures
+from headjax.analyses.gradient_attribution import agreement
 from headjax.grid import GridSet, HeadGrid
-from headjax.sweeps.gradient_attribution import agreement
 
 L, H = 4, 5
 

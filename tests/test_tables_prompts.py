@@ -10,8 +10,8 @@ import pytest
 from experiments.config import RunConfig
 from experiments.subject import Subject, open_subject
 from experiments.tables_prompts import describe_bos, describe_words, dropped_pairs, write_prompt_tables
+from headjax.data.prompts import word_tokens
 from headjax.errors import InputError
-from headjax.prompts import word_tokens
 from tests.test_prompts import REAL_MODEL
 from tests.tiny_run import PAIRS, tiny_config, tiny_run
 from tests.tiny_tokenizers import byte_level

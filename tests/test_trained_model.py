@@ -20,11 +20,11 @@ from experiments.trained.text import Writer
 from experiments.trained.train import text_digest
 from experiments.trained.words import make_vocabulary, taught_pairs
 from headjax import load_model
+from headjax.data.prompts import load_tokenizer, select_pairs
+from headjax.data.relations import load_relations
+from headjax.engine.batches import compute_anew, untracked
 from headjax.errors import InputError
 from headjax.grid import GridSet, HeadGrid, save_npz
-from headjax.prompts import load_tokenizer, select_pairs
-from headjax.relations import load_relations
-from headjax.sweeps.batches import compute_anew, untracked
 from tests import torch_oracle
 from tests.tolerances import assert_close
 

@@ -7,12 +7,12 @@ import pytest
 
 from checkpoints_convert import ensure
 from headjax import load_model
-from headjax.prompt_sets import read_prompts
-from headjax.prompts import batch_prompts, load_tokenizer
-from headjax.sweeps.attention_patterns import attention_patterns, repeated_tokens
-from headjax.sweeps.dynamic_scores import KINDS, dynamic_scores
-from headjax.sweeps.gradient_attribution import gradient_attribution
-from headjax.sweeps.logit_attribution import logit_attribution
+from headjax.analyses.attention_patterns import attention_patterns, repeated_tokens
+from headjax.analyses.dynamic_scores import KINDS, dynamic_scores
+from headjax.analyses.gradient_attribution import gradient_attribution
+from headjax.analyses.logit_attribution import logit_attribution
+from headjax.data.prompt_sets import read_prompts
+from headjax.data.prompts import batch_prompts, load_tokenizer
 from tests import torch_oracle
 from tests.test_dynamic_scores import expected_scores
 from tests.test_gradient_attribution import torch_gradient

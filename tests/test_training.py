@@ -21,9 +21,9 @@ from experiments.trained.settings import PRESETS, config_fields
 from experiments.trained.text import N_WORDINGS, Writer, is_held_out
 from experiments.trained.words import make_vocabulary, taught_pairs
 from headjax import load_model
+from headjax.data.relations import RELATION_IDS, load_relations
+from headjax.data.templates import SLOT, TASK_TEMPLATES
 from headjax.model import Transformer, model_parameters
-from headjax.relations import RELATION_IDS, load_relations
-from headjax.templates import SLOT, TASK_TEMPLATES
 from tests import torch_oracle
 from tests.tolerances import assert_close
 

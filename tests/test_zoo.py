@@ -23,8 +23,8 @@ from checkpoints_convert import convert, ensure
 from checkpoints_convert.engine import open_source
 from experiments.run import run
 from headjax import InputError, load_model
-from headjax.checkpoint import read_provenance
 from headjax.io import check_file_names
+from headjax.parameters.converted import read_provenance
 from headjax.zoo import MODELS, display_name, display_names, find_entry, find_source
 from tests import torch_oracle
 from tests.tiny_run import tiny_run

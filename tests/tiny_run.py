@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 
 from experiments.config import RunConfig
-from headjax.checkpoint import write_checkpoint
 from headjax.config import ModelConfig, Rotary
 from headjax.model import parameter_shapes
+from headjax.parameters.converted import write_checkpoint
 from tests import tiny_tokenizers
 
 PAIRS = {

@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerBase
 from experiments.planted_words import split_words
 from experiments.trained.phrases import HELD_OUT, SOURCE, TARGET, TRAINED, capital
 from experiments.trained.text import is_held_out
+from headjax.data.prompt_sets import colored_object_prompts, ioi_prompts
+from headjax.data.templates import SLOT, TASK_TEMPLATES
 from headjax.model import Transformer
-from headjax.prompt_sets import colored_object_prompts, ioi_prompts
-from headjax.templates import SLOT, TASK_TEMPLATES
 
 SEED = 10**6  # of what is drawn here: not that of any text to train on
 N_EACH = 100

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 
 from experiments.planted_words import BOS, split_words
 from experiments.trained.phrases import BARE, OPENINGS, TRAINED, capital, fill
-from headjax.prompt_sets import colored_object_prompts, ioi_prompts
-from headjax.templates import DYNAMIC_TEMPLATES, SLOT, TASK_TEMPLATES
+from headjax.data.prompt_sets import colored_object_prompts, ioi_prompts
+from headjax.data.templates import DYNAMIC_TEMPLATES, SLOT, TASK_TEMPLATES
 
 N_WORDINGS = 4
 # Kind of document -> weight.
@@ -25,7 +25,7 @@ KINDS = {
     **{"facts": 8, "portrait": 4, "task": 4, "bare": 2, "mention": 2},
     **{"repeat": 2, "ioi": 2, "colored": 1},
 }
-N_PROMPTS = 5000  # of each task that headjax.prompt_sets draws
+N_PROMPTS = 5000  # of each task that headjax.data.prompt_sets draws
 
 
 def is_held_out(pair: int, wording: int) -> bool:
@@ -39,7 +39,7 @@ class Writer:
     Args:
       vocabulary: word -> token.
       pairs: relation id -> its (source, target) pairs.
-      tokenizer: of the vocabulary, for the prompts that `headjax.prompt_sets` draws.
+      tokenizer: of the vocabulary, for the prompts that `headjax.data.prompt_sets` draws.
     """
 
     def __init__(

@@ -10,8 +10,16 @@ from collections import Counter
 
 from experiments.planted_words import BOS, UNKNOWN, one_word_pairs, split_words, template_words
 from experiments.trained.phrases import BARE, OPENINGS, PHRASES, capital
-from headjax.prompt_sets import COLORS, IOI_NAMES, IOI_PLACES, IOI_TEMPLATES, IOI_THINGS, OBJECTS, SURFACES
-from headjax.relations import load_relations
+from headjax.data.prompt_sets import (
+    COLORS,
+    IOI_NAMES,
+    IOI_PLACES,
+    IOI_TEMPLATES,
+    IOI_THINGS,
+    OBJECTS,
+    SURFACES,
+)
+from headjax.data.relations import load_relations
 
 
 def make_vocabulary(n_pairs: int) -> dict[str, int]:

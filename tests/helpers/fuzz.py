@@ -36,16 +36,16 @@ from experiments import draw
 from experiments.config import RunConfig, config_to_json, load_config
 from experiments.record import digests, write_record
 from headjax import zoo
-from headjax.checkpoint import read_config, read_parameters, read_provenance, write_checkpoint
-from headjax.circuits import read_circuit
+from headjax.circuits.published import read_circuit
 from headjax.config import ModelConfig, Rotary
-from headjax.curve_tables import CurveRow
+from headjax.data.prompt_sets import read_prompts
+from headjax.data.prompts import encode, load_tokenizer
+from headjax.data.relations import load_relations
 from headjax.errors import InputError
 from headjax.grid import GridSet, HeadGrid, load_npz, save_npz
 from headjax.model import parameter_shapes
-from headjax.prompt_sets import read_prompts
-from headjax.prompts import encode, load_tokenizer
-from headjax.relations import load_relations
+from headjax.parameters.converted import read_config, read_parameters, read_provenance, write_checkpoint
+from headjax.report.curve_tables import CurveRow
 from tests import tiny_tokenizers
 from tests.helpers.damage import Damage, damage_bytes, damage_json
 

@@ -1,7 +1,7 @@
 """Puts small faults into the source, one at a time, and says which of them a test notices. Run by hand:
 
     nice python -m tests.helpers.mutate --n 100 --seed 0
-    nice python -m tests.helpers.mutate --n 20 --files 'headjax/scores.py' 'kernels/**' --list
+    nice python -m tests.helpers.mutate --n 20 --files 'headjax/engine/hits.py' 'kernels/**' --list
 
 A fault changes what a user gets: a comparison or a sign turned, a number or a default changed, an entry of a
 table or a part of a key left out, arguments or axes swapped, a check skipped, a config's field ignored, a
@@ -59,7 +59,7 @@ FORK = multiprocessing.get_context("fork")
 
 
 def module_of(file: str) -> str:
-    """`headjax/scores.py` -> `headjax.scores`; data belong to the nearest package they lie in."""
+    """`headjax/engine/hits.py` -> `headjax.engine.hits`; data belong to the nearest package they lie in."""
     path = Path(file)
     if path.suffix != ".py":
         path = next(folder for folder in path.parents if (ROOT / folder / "__init__.py").is_file())

@@ -10,7 +10,7 @@ v5e-8; plus loading and compiling. How: experiments/paper.py.
 Expect: name movers (L9H9, L9H6, L10H0) above 0.95, the average head below 0.2; negated, L10H7 and L11H10
 near 0.98 and the average near 0.12, all within 0.05; the same order of direct effects (rank correlation
 above 0.7; the name movers first). Names are ours and stand alone, where the paper's stood in 1,000 prompts
-(headjax/sweeps/copy_score.py). Relation scores of name copying are drawn beside. The checkpoint was not at
+(headjax/analyses/copy_score.py). Relation scores of name copying are drawn beside. The checkpoint was not at
 hand when this was written, so nobody has seen the numbers yet.
 """
 

@@ -1,0 +1,161 @@
+"""Where heads look: previous-token, duplicate-token and induction scores of every head.
+
+A score is the attention that a token pays to a certain earlier token, averaged over the tokens that have
+one (Olsson et al. 2022, "In-context Learning and Induction Heads"; as TransformerLens' head detector
+marks the patterns):
+
+    previous    to the token just before it
+    duplicate   to the earlier occurrences of the same token
+    induction   to the tokens that came right after the earlier occurrences
+
+On random tokens written twice an induction score is what Olsson et al. call prefix matching. All attended
+tokens lie strictly before the attending one.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from headjax.axes import Residual, TokenMask, Tokens
+from headjax.config import ModelConfig
+from headjax.data.prompt_sets import MAX_PROMPTS
+from headjax.engine.batches import Remember, Track, compute_anew, map_prompts, untracked
+from headjax.errors import InputError
+from headjax.inputs import check_count, check_ids, check_options, check_tokens
+from headjax.model import Block, Transformer, mask_positions
+from kernels import dispatch
+
+PATTERNS = ("previous", "duplicate", "induction")
+
+
+class AttentionPatterns(NamedTuple):
+    """Scores between 0 and 1; NaN where no token has what the score asks for.
+
+    Attributes:
+      previous, duplicate, induction: [L H].
+      n_tokens: score name -> number of tokens it is a mean of.
+    """
+
+    previous: Float[np.ndarray, "L H"]
+    duplicate: Float[np.ndarray, "L H"]
+    induction: Float[np.ndarray, "L H"]
+    n_tokens: dict[str, int]
+
+
+def repeated_tokens(
+    config: ModelConfig,
+    *,
+    n_prompts: int = 32,
+    length: int | None = None,
+    seed: int = 0,
+    bos: int | None = None,
+    vocab_size: int | None = None,
+) -> Int[np.ndarray, "B S"]:
+    """Random tokens, then the same again: [B 2 * length], and `bos` in front if it is given.
+
+    Args:
+      n_prompts: B, at most MAX_PROMPTS.
+      length: tokens that are written twice; None takes 50, or what the model's positions have room for.
+      bos: the token that the tokenizer puts before a text, see `prompts.beginning_token`.
+      vocab_size: tokens are drawn below it; None takes the model's. Give the tokenizer's size where the
+        model has rows that no token uses.
+
+    Raises InputError when this is longer than the model's positions, or for tokens the model has no row for.
+    """
+    check_count("n_prompts", n_prompts, MAX_PROMPTS)
+    vocab_size = config.vocab_size if vocab_size is None else vocab_size
+    if not 1 <= vocab_size <= config.vocab_size:
+        raise InputError(f"vocab_size must be 1 to {config.vocab_size}, the model's; got {vocab_size}")
+    if bos is not None:
+        check_ids(np.array([bos]), "bos", config.vocab_size)
+    room = (config.max_positions - (bos is not None)) // 2
+    length = min(50, room) if length is None else length
+    if not 1 <= length <= room:
+        raise InputError(f"repeated tokens must be 1 to {room}, to fit the model's positions; got {length}")
+    drawn = np.random.default_rng(seed).integers(0, vocab_size, (n_prompts, length))
+    first = np.full((n_prompts, 0 if bos is None else 1), bos or 0)
+    return np.concatenate([first, drawn, drawn], axis=1).astype(np.int32)
+
+
+def attention_patterns(
+    model: Transformer,
+    tokens: Any,
+    mask: Any = None,
+    *,
+    batch_size: int = 16,
+    track: Track = untracked,
+    remember: Remember = compute_anew,
+) -> AttentionPatterns:
+    """Scores on any tokens [B S]; False in `mask` [B S] is padding, which neither attends nor is attended to.
+
+    Raises InputError as `check_tokens` does, and for scores that are not finite.
+    """
+    check_options(batch_size=batch_size)
+    tokens, mask = check_tokens(tokens, mask, model.config)
+    tokens = np.asarray(tokens)
+    mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask)
+    attention, n_tokens = map_prompts(
+        _attention_to_targets, model, (tokens, mask), batch_size, track, "attention patterns", remember
+    )
+    if not np.isfinite(attention).all():
+        prompt = int(np.argmin(np.isfinite(attention).all(axis=(1, 2, 3))))
+        raise InputError(f"attention must be finite numbers; prompt {prompt} gives NaN or infinity")
+    n_tokens = n_tokens.sum(axis=0)
+    total = attention.sum(axis=0, dtype=np.float64)
+    scores = np.full(total.shape, np.nan, np.float32)
+    scores[n_tokens > 0] = total[n_tokens > 0] / n_tokens[n_tokens > 0, None, None]
+    return AttentionPatterns(*scores, n_tokens=dict(zip(PATTERNS, n_tokens.tolist(), strict=True)))
+
+
+@dispatch.jit
+def _attention_to_targets(
+    model: Transformer, tokens: Tokens, mask: TokenMask
+) -> tuple[Float[Array, "B 3 L H"], Int[Array, "B 3"]]:
+    """Attention paid to the targets of each score, summed over tokens; and how many tokens have targets."""
+    positions, valid = mask_positions(mask), jnp.asarray(mask)
+    targets = _targets(jnp.asarray(tokens), valid)
+
+    def layer(x: Residual, block: Block) -> tuple[Residual, Float[Array, "B 3 H"]]:
+        q, k, v = block.attn.project(block.ln1(x), positions)
+        pattern = attention_pattern(q, k, valid, model.config.precision)
+        paid = jnp.einsum("bhst,bpst->bph", pattern, targets.astype(pattern.dtype), precision="highest")
+        return block.finish(x, block.attn.attend(q, k, v, valid)), paid
+
+    _, paid = jax.lax.scan(layer, model.embed(tokens, positions), model.blocks)
+    return jnp.moveaxis(paid, 0, 2), targets.any(axis=-1).sum(axis=-1)
+
+
+def _targets(tokens: Int[Array, "B S"], valid: Bool[Array, "B S"]) -> Bool[Array, "B 3 S S"]:
+    """Which earlier tokens [.. t] each token [.. s] should attend to, for every score of PATTERNS."""
+    S = tokens.shape[1]
+    earlier = jnp.tril(jnp.ones((S, S), bool), k=-1)[None] & valid[:, :, None] & valid[:, None, :]
+    previous = jnp.eye(S, k=-1, dtype=bool)[None] & earlier
+    duplicate = (tokens[:, :, None] == tokens[:, None, :]) & earlier
+    after_duplicate = jnp.pad(duplicate[:, :, :-1], ((0, 0), (0, 0), (1, 0))) & earlier
+    return jnp.stack([previous, duplicate, after_duplicate], axis=1)
+
+
+def attention_pattern(
+    q: Float[Array, "B S H K"],
+    k: Float[Array, "B S G K"],
+    valid: Bool[Array, "B S"],
+    precision: str,
+) -> Float[Array, "B H S S"]:
+    """How much each position (third axis) attends to each (last): causal softmax, float32, rows of 1.
+
+    Rows of padding that may attend to nothing are 0.
+    """
+    B, S, H, K = q.shape
+    G = k.shape[2]
+    grouped = q.reshape(B, S, G, H // G, K)  # query head h reads key/value head h // (H / G)
+    scores = jnp.einsum(
+        "bsgrk,btgk->bgrst", grouped, k, precision=precision, preferred_element_type=jnp.float32
+    )
+    allowed = jnp.tril(jnp.ones((S, S), bool))[None] & valid[:, None, :]
+    allowed = allowed[:, None, None]
+    weights = jax.nn.softmax(jnp.where(allowed, scores * K**-0.5, -1e30), axis=-1)
+    return jnp.where(allowed, weights, 0).reshape(B, H, S, S)

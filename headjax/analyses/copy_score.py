@@ -1,0 +1,172 @@
+"""OV copy scores: does a head that attends to a name write that name? (Wang et al. 2022, section 3.1)
+
+The state of the residual stream after the first block, at a name's token, goes through a head's value and
+output weights, the final norm and the unembedding; the copy score is the share of names that are then among
+the top 5. The negative copy score is the same with the head's output negated.
+
+Which of the details the paper leaves open are chosen how:
+
+- The first block runs whole, attention included, as in the paper's released code (which reads the stream
+  after block 0); but on the name alone, as a text of one token, so attention reads that token itself. No
+  position embedding is added where positions are learned: a name stands anywhere.
+- The head reads the state as it reads any: through its own layer's norm, and its value bias is added. The
+  released code does so too (a norm there, with the weights of each layer's norm folded into W_V). b_O is out.
+- Layer 0's heads are given the same state, although in the model they never see it.
+- A name is among the top 5 if fewer than 5 logits are strictly greater than its own.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jaxtyping import Bool, Float, Int
+
+from headjax.config import ModelConfig
+from headjax.errors import InputError, shown
+from headjax.inputs import as_array, check_ids
+from headjax.model import Block, Norm, Transformer, abstract_model, fill, one_block
+from headjax.parameters import converted as checkpoint
+from kernels import dispatch
+
+TOP_K = 5
+HEADS_AT_ONCE = 4  # whose logits of all names are held together
+LAYER = (
+    *("blocks.ln1.scale", "blocks.ln1.bias"),
+    *("blocks.attn.W_V", "blocks.attn.b_V", "blocks.attn.W_O"),
+)
+
+
+class Readout(NamedTuple):
+    """From a residual to logits: the final norm, the unembedding [V D] and its bias [V]."""
+
+    norm: Norm
+    rows: Float[Array, "V D"]
+    bias: Float[Array, " V"]
+
+
+class Reader(NamedTuple):
+    """What a layer's heads do with a residual: norm, W_V [D G K], b_V [G K], W_O [H K D]."""
+
+    norm: Norm
+    W_V: Float[Array, "D G K"]
+    b_V: Float[Array, "G K"]
+    W_O: Float[Array, "H K D"]
+
+
+class CopyWeights(NamedTuple):
+    """All that copy scores need of a model; `layers` are read one at a time, in order."""
+
+    embedding: Float[Array, "V D"]
+    first_block: Block
+    layers: Iterator[Reader]
+    readout: Readout
+
+
+class CopyScores(NamedTuple):
+    """Shares of names between 0 and 1, plain and negated."""
+
+    plain: Float[np.ndarray, "L H"]
+    suppression: Float[np.ndarray, "L H"]
+
+
+def model_weights(model: Transformer) -> CopyWeights:
+    """The weights of a model in memory."""
+    blocks = [jax.tree.map(lambda leaf, i=i: leaf[i], model.blocks) for i in range(model.config.n_layers)]
+    readers = (Reader(b.ln1, b.attn.W_V[...], b.attn.b_V[...], b.attn.W_O[...]) for b in blocks)
+    return CopyWeights(model.W_E, blocks[0], readers, Readout(model.ln_final, model.unembed_rows, model.b_U))
+
+
+def checkpoint_weights(directory: Path, config: ModelConfig) -> CopyWeights:
+    """The weights of a converted checkpoint, in float32; a layer is read when its turn comes."""
+    names = ["embed.W_E", "ln_final.scale", "ln_final.bias", "unembed.b_U"]
+    names += [] if config.tied_embeddings else ["unembed.rows"]
+    outer = checkpoint.read_parameters(directory, names, dtype=jnp.float32)
+    abstract = abstract_model(config)
+
+    def reader(layer: int) -> Reader:
+        own = checkpoint.read_layer(directory, layer, LAYER, dtype=jnp.float32)
+        return Reader(fill(abstract.ln_final, own, "blocks.ln1."), *(own[name] for name in LAYER[2:]))
+
+    return CopyWeights(
+        outer["embed.W_E"],
+        one_block(config, checkpoint.read_layer(directory, 0, dtype=jnp.float32)),
+        (reader(layer) for layer in range(config.n_layers)),
+        Readout(
+            fill(abstract.ln_final, outer, "ln_final."),
+            outer.get("unembed.rows", outer["embed.W_E"]),
+            outer["unembed.b_U"],
+        ),
+    )
+
+
+def copy_scores(
+    weights: CopyWeights,
+    names: Any,
+    *,
+    top_k: int = TOP_K,
+    vocab_size: int | None = None,
+    precision: str = "highest",
+    track: Callable[[Iterable], Iterable] = iter,
+) -> CopyScores:
+    """Plain and negative copy scores of every head, over names of one token each: their ids [N].
+
+    `vocab_size` is the tokenizer's: logits of the rows from there on, which no token has, are not counted.
+    `track` wraps the layers as they are scored, e.g. a progress bar.
+
+    Raises InputError where there are no names, and for ids that the vocabulary does not have.
+    """
+    readout, tokens = weights.readout, np.asarray(as_array(names, "names"))
+    if tokens.ndim != 1 or tokens.size == 0 or tokens.dtype.kind not in "iu":
+        raise InputError(f"copy scores need names of one token each, as their ids; got {shown(names)}")
+    check_ids(tokens, "names", min(vocab_size or len(readout.rows), len(readout.rows)))
+    if vocab_size is not None and vocab_size < len(readout.rows):
+        readout = readout._replace(rows=readout.rows[:vocab_size], bias=readout.bias[:vocab_size])
+    tokens = jnp.asarray(tokens, jnp.int32)
+    x = first_state(weights.first_block, weights.embedding[tokens])
+    hits = [
+        np.asarray(_layer_hits(x, reader, readout, tokens, top_k=top_k, precision=precision))
+        for reader in track(weights.layers)
+    ]
+    return CopyScores(*np.moveaxis(np.mean(hits, axis=3, dtype=np.float32), 2, 0))
+
+
+@dispatch.jit
+def first_state(block: Block, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
+    """The residual after the first block, each row a text of its own."""
+    after, _ = block(x[:, None], jnp.zeros((x.shape[0], 1), jnp.int32), None, None)
+    return after[:, 0]
+
+
+@partial(dispatch.jit, static_argnames=("top_k", "precision"))
+def _layer_hits(
+    x: Float[Array, "N D"],
+    reader: Reader,
+    readout: Readout,
+    names: Int[Array, " N"],
+    *,
+    top_k: int,
+    precision: str,
+) -> Bool[Array, "H 2 N"]:
+    """Which names every head of a layer returns, plain and negated."""
+    dispatch.note("copy_score", "xla", precision)
+    z = jnp.einsum("nd,dgk->gnk", reader.norm(x), reader.W_V, precision=precision) + reader.b_V[:, None]
+    # Query head h reads key/value head h // (H / G).
+    z = jnp.repeat(z, reader.W_O.shape[0] // z.shape[0], axis=0)
+
+    def among_top(written: Float[Array, "N D"]) -> Bool[Array, " N"]:
+        logits = jnp.matmul(readout.norm(written), readout.rows.T, precision=precision)
+        logits += readout.bias[None]
+        own = jnp.take_along_axis(logits, names[:, None], axis=1)
+        # Written as "not at most", so that NaN makes no hit.
+        return jnp.sum(~(logits <= own), axis=1) < top_k
+
+    def one_head(head: tuple[Float[Array, "N K"], Float[Array, "K D"]]) -> Bool[Array, "2 N"]:
+        written = jnp.matmul(*head, precision=precision)
+        return jnp.stack([among_top(written), among_top(-written)])
+
+    return lax.map(one_head, (z, reader.W_O), batch_size=HEADS_AT_ONCE)

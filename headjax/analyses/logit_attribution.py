@@ -1,0 +1,183 @@
+"""Direct logit attribution: what each head adds to the logit of the answer, without later layers.
+
+The residual that the final norm reads is a sum of parts, one of every head among them, and at its measured
+scale the norm is linear but for its bias. So the logit is a sum over parts (Elhage et al. 2021, "A
+Mathematical Framework for Transformer Circuits"; Wang et al. 2022, "Interpretability in the Wild", section
+3.1). A head's part is ``z . (W_O N u)``: N is the norm's linear part at this prompt's scale, u the row of
+the unembedding of the answer, or the answer's minus the distractor's. Read from right to left it costs a
+vector of D a prompt, and never an array [.., H, D].
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jaxtyping import Bool, Float, Int
+
+from headjax.data.prompts import PromptBatch
+from headjax.engine.batches import Remember, Track, check_prompts, compute_anew, map_prompts, untracked
+from headjax.engine.prefill import prefill
+from headjax.errors import InputError, shown
+from headjax.model import Transformer
+from kernels import dispatch
+
+
+class LogitAttribution(NamedTuple):
+    """The logit, or difference of logits, and its parts, which sum to it.
+
+    Attributes:
+      heads: [B L H], each head's output through its W_O.
+      attention_biases: [B L], each layer's b_O.
+      mlps: [B L], what else each layer wrote: its MLP.
+      embedding: [B], what entered the first layer: token and, where it is learned, position.
+      final_bias: [B], the final norm's bias and the unembedding's.
+      logit: [B], as the model gives it.
+    """
+
+    heads: Float[Array | np.ndarray, "B L H"]
+    attention_biases: Float[Array | np.ndarray, "B L"]
+    mlps: Float[Array | np.ndarray, "B L"]
+    embedding: Float[Array | np.ndarray, " B"]
+    final_bias: Float[Array | np.ndarray, " B"]
+    logit: Float[Array | np.ndarray, " B"]
+
+
+def logit_attribution(
+    model: Transformer,
+    prompts: PromptBatch,
+    *,
+    metric: str = "logit",
+    batch_size: int = 64,
+    track: Track = untracked,
+    remember: Remember = compute_anew,
+) -> LogitAttribution:
+    """Parts of the answer's logit at the last position, or of answer minus distractor ("logit_diff").
+
+    Raises InputError for "logit_diff" of prompts without distractors and for logits that are not finite.
+    """
+    prompts = check_prompts(prompts, model.config, batch_size=batch_size)
+    distractors = asked_distractors(prompts, metric)
+    arrays = (prompts.tokens, prompts.mask, prompts.answers)
+    if distractors is not None:
+        arrays += (distractors,)
+    parts = map_prompts(_attribute, model, arrays, batch_size, track, "logit attribution", remember)
+    return check_finite(parts, prompts)
+
+
+def asked_distractors(prompts: PromptBatch, metric: str) -> Int[np.ndarray, " B"] | None:
+    """The distractors for "logit_diff". Raises InputError for other metrics, and where there are none."""
+    if metric not in ("logit", "logit_diff"):
+        raise InputError(f"field 'metric' must be one of logit, logit_diff; got {shown(metric)}")
+    if metric == "logit":
+        return None
+    if prompts.distractors is None:
+        raise InputError(f"metric 'logit_diff' needs a distractor; {prompts.prompts[0].name} has none")
+    return prompts.distractors
+
+
+def check_finite(parts: LogitAttribution, prompts: PromptBatch) -> LogitAttribution:
+    """The parts as they are. Raises InputError for a prompt whose logit is not finite."""
+    finite = np.isfinite(parts.logit)
+    if not finite.all():
+        name = prompts.prompts[int(np.argmin(finite))].name
+        raise InputError(f"logits must be finite numbers; {name} gives NaN or infinity")
+    return parts
+
+
+@dispatch.jit
+def _attribute(
+    model: Transformer,
+    tokens: Int[Array, "B S"],
+    mask: Bool[Array, "B S"],
+    answers: Int[Array, " B"],
+    distractors: Int[Array, " B"] | None = None,
+) -> LogitAttribution:
+    run = prefill(model, tokens, mask, keep="last")
+    residual, attention = run.residual[:, :, 0], model.blocks.attn
+    asked = read_out(model, answers, distractors)
+
+    def layer(inputs: tuple[Array, ...]) -> LayerParts:
+        return layer_parts(*inputs, asked.direction, model.config.precision)
+
+    inputs = (run.z[:, :, 0], residual[:-1], residual[1:], attention.W_O[...], attention.b_O[...])
+    parts = jax.tree.map(lambda part: jnp.moveaxis(part, 0, 1), jax.lax.map(layer, inputs))
+    return scale_parts(model, asked, residual[0], parts, residual[-1])
+
+
+class ReadOut(NamedTuple):
+    """What is asked of the logits, of the answer or of the answer minus the distractor.
+
+    Attributes:
+      u, b: the unembedding's row and bias.
+      direction: in which the residual is read, but for the norm's scale.
+    """
+
+    u: Float[Array, "B D"]
+    b: Float[Array, " B"]
+    direction: Float[Array, "B D"]
+
+
+class LayerParts(NamedTuple):
+    """What the heads, b_O and the MLP of a layer (L: of all) add along the direction of a `ReadOut`."""
+
+    heads: Float[Array, "B *L H"]
+    attention_biases: Float[Array, " B *L"]
+    mlps: Float[Array, " B *L"]
+
+
+def read_out(model: Transformer, answers: Int[Array, " B"], distractors: Int[Array, " B"] | None) -> ReadOut:
+    """With the d for which ``part . d = N(part) . u`` for any part of the residual at scale 1: N transposed.
+
+    ``N(x) = scale * (x - mean x) / deviation`` (no mean for a root-mean-square norm), the deviation being
+    that of the whole residual; subtracting a mean is its own transpose.
+    """
+    u = model.unembed_rows[answers].astype(jnp.float32)
+    b = model.b_U[answers].astype(jnp.float32)
+    if distractors is not None:
+        u -= model.unembed_rows[distractors].astype(jnp.float32)
+        b -= model.b_U[distractors].astype(jnp.float32)
+    direction = u * model.ln_final.scale[...].astype(jnp.float32)[None]
+    if model.config.norm == "layer":
+        direction -= direction.mean(axis=-1, keepdims=True)
+    return ReadOut(u, b, direction)
+
+
+def layer_parts(
+    z: Float[Array, "B H K"],
+    before: Float[Array, "B D"],
+    after: Float[Array, "B D"],
+    W_O: Float[Array, "H K D"],
+    b_O: Float[Array, " D"],
+    direction: Float[Array, "B D"],
+    precision: str,
+) -> LayerParts:
+    """The parts of one layer, from its heads' outputs and the residual before and after it."""
+    z, before, after, W_O, b_O = (values.astype(jnp.float32) for values in (z, before, after, W_O, b_O))
+    heads = jnp.sum(z * jnp.einsum("hkd,bd->bhk", W_O, direction, precision=precision), axis=-1)
+    biases = jnp.matmul(direction, b_O, precision=precision)
+    written = jnp.sum((after - before) * direction, axis=-1)
+    return LayerParts(heads, biases, written - heads.sum(axis=-1) - biases)
+
+
+def scale_parts(
+    model: Transformer,
+    asked: ReadOut,
+    first: Float[Array, "B D"],
+    parts: LayerParts,
+    last: Float[Array, "B D"],
+) -> LogitAttribution:
+    """All parts at the scale that the final norm has for the last residual; `first` entered layer 0."""
+    first, last = first.astype(jnp.float32), last.astype(jnp.float32)
+    centred = last - last.mean(axis=-1, keepdims=True) if model.config.norm == "layer" else last
+    scale = jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1) + model.config.norm_eps)
+    norm_bias = model.ln_final.bias[...].astype(jnp.float32)
+    return LogitAttribution(
+        heads=parts.heads * scale[:, None, None],
+        attention_biases=parts.attention_biases * scale[:, None],
+        mlps=parts.mlps * scale[:, None],
+        embedding=jnp.sum(first * asked.direction, axis=-1) * scale,
+        final_bias=jnp.matmul(asked.u, norm_bias, precision=model.config.precision) + asked.b,
+        logit=jnp.sum(model.ln_final(last) * asked.u, axis=-1) + asked.b,
+    )

@@ -1,0 +1,219 @@
+"""Path patching: how much of the answer comes from a head along chosen paths, and along no other.
+
+A head (the sender) is given the output z that it has on a corrupted prompt, and only some of its readers may
+notice: the logits, or the query, key or value input of chosen heads (the receivers). Paths from sender to
+reader run through the residual stream and, where said, through MLPs, never through another head; what comes
+after the receivers is computed as usual. Wang et al. 2022, "Interpretability in the Wild", section 3 and
+appendix B; the metric, and the choice whether MLPs are held fixed, are Merullo et al. 2024's, "Circuit
+Component Reuse Across Tasks in Transformer Language Models".
+
+    direct_effects                 to the logits, with MLPs as in the clean run: no forward pass a head
+    path_patching                  to the logits, through MLPs too (the "direct effect" of Wang et al.)
+    path_patching(receivers=...)   to the receivers, through MLPs too
+"""
+
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jax import Array
+from jaxtyping import Float, Int
+
+from headjax.axes import Head
+from headjax.config import ModelConfig
+from headjax.data.prompts import PromptBatch
+from headjax.engine.batches import Remember, Track, check_prompts, compute_anew, map_prompts, untracked
+from headjax.engine.mesh import WHOLE, model_mesh, spread
+from headjax.engine.path_step import (
+    PREFILL_SPECS,
+    STEP_SPECS,
+    Entries,
+    Patch,
+    Reads,
+    direct_step,
+    logits_step,
+    patch_prefill,
+    receivers_step,
+)
+from headjax.engine.variant_step import Positions
+from headjax.engine.variants import Split, sweep_variants
+from headjax.errors import InputError
+from headjax.model import Transformer
+from headjax.model.edits import check_head
+
+INPUTS = {"q": "query", "k": "key", "v": "value"}
+PERCENT = "percent_of_gap"  # what a grid calls the metric of `PathPatching.percent`
+
+
+class Receiver(NamedTuple):
+    """One input of one head, written ``L9H6.q``."""
+
+    head: Head
+    input: Literal["q", "k", "v"]
+
+    def __str__(self) -> str:
+        return f"{self.head}.{self.input}"
+
+    @classmethod
+    def parse(cls, label: str) -> "Receiver":
+        """Reads ``L9H6.q``, ``9.6.q`` or ``(9, 6).q``. Raises InputError for anything else."""
+        head, _, letter = label.rpartition(".")
+        if letter not in INPUTS:
+            raise InputError(f"a receiver is a head and its input q, k or v, like L9H6.q; got {label!r}")
+        return cls(Head.parse(head), letter)
+
+
+class PathPatching(NamedTuple):
+    """Logit differences, answer minus distractor: of both kinds of prompt and with each sender patched.
+
+    Attributes:
+      clean, corrupted: [B]; corrupted prompts are asked for the same two tokens. The clean run is that of
+        a sender that changes nothing: another one without an effect gives the same bits, in every dtype.
+      patched: [L H B], the clean prompt with this sender's paths patched.
+    """
+
+    clean: Float[np.ndarray, " B"]
+    corrupted: Float[np.ndarray, " B"]
+    patched: Float[np.ndarray, "L H B"]
+
+    @property
+    def gap(self) -> float:
+        """Clean minus corrupted, over all prompts: what there is to explain."""
+        return float(np.mean(self.clean - self.corrupted))
+
+    def percent(self) -> Float[np.ndarray, "L H B"]:
+        """-100 times the share of the way from clean to corrupted that a patch goes; its mean is the grid.
+
+        -100: as if the whole prompt were corrupted; 0: the paths do not matter; above 0: patching them
+        helps. Every prompt's change is divided by the gap of all, as a single prompt's may be near 0.
+        Raises InputError where the gap is not above 0: such a model does not do the task.
+        """
+        if not self.gap > 0:
+            raise InputError(
+                "path patching needs prompts whose logit difference is greater than their corrupted partners'"
+                f" on average; here it is greater by {self.gap:.3g}"
+            )
+        return 100 * (self.patched - self.clean) / np.float32(self.gap)
+
+
+def direct_effects(
+    model: Transformer,
+    prompts: PromptBatch,
+    *,
+    batch_size: int = 64,
+    track: Track = untracked,
+    remember: Remember = compute_anew,
+) -> PathPatching:
+    """Every head's effect on the logits by what it writes at the last position, and by nothing that follows.
+
+    The head's change is added to the last residual, whose norm is computed anew; other heads and all MLPs
+    stay as they are.
+
+    Raises InputError for prompts without distractors or corrupted partners, and for logits that are not
+    finite.
+    """
+    prompts = check_prompts(prompts, model.config, batch_size=batch_size)
+    arrays = _arrays(prompts)
+    found = map_prompts(direct_step, model, arrays, batch_size, track, "direct effects", remember)
+    return _finite(prompts, *(np.moveaxis(part, 0, -1) for part in found))
+
+
+def path_patching(
+    model: Transformer,
+    prompts: PromptBatch,
+    receivers: tuple[Receiver, ...] = (),
+    *,
+    positions: Positions = "last",
+    batch_size: int = 64,
+    variant_batch: int | None = None,
+    track: Track = untracked,
+    remember: Remember = compute_anew,
+) -> PathPatching:
+    """Every head's effect along its paths to the receivers, or with none to the logits.
+
+    All receivers are patched together, as in the paper; a sender that none of them is above has no effect.
+
+    Args:
+      positions: where the senders' outputs are the corrupted ones; "last" or "all".
+      batch_size: prompts that are run at once; variant_batch: senders, None chooses by the free memory.
+
+    Raises InputError as `direct_effects` does, and for receivers that the model does not have or that no
+    head can send to.
+    """
+    prompts = check_prompts(
+        prompts, model.config, positions=positions, batch_size=batch_size, variant_batch=variant_batch
+    )
+    arrays, config, mesh = _arrays(prompts), model.config, model_mesh(model)
+    reads, layers = _reads(receivers, config)
+    top = max(layers, default=config.n_layers)
+    if top == 0:
+        raise InputError(
+            f"a receiver must be above layer 0, so that a head can send to it; got {receivers[0]}"
+        )
+    heads = [(layer, head) for layer in range(top) for head in range(config.n_heads)]
+    senders = np.array([(-1, 0), *heads], np.int32)  # the first one is none
+    start = np.maximum(senders[:, 0], 0)
+
+    def prepare(rows: Int[np.ndarray, " rows"], split: Split) -> tuple[Array, tuple[Patch, Entries]]:
+        run = spread(patch_prefill, mesh, *PREFILL_SPECS[split], positions=positions)
+        difference, patch = run(model, *(array[rows] for array in arrays))
+        return difference, (patch, Entries(patch.clean.residual, patch.clean.residual))
+
+    def step(
+        shared: tuple[Patch, Entries], variants: Int[np.ndarray, " size"], split: Split
+    ) -> tuple[Array, tuple[Patch, Entries]]:
+        *specs, out = STEP_SPECS[split]
+        lowest = start[variants].min()
+        if not receivers:
+            run = spread(logits_step, mesh, (*specs, WHOLE), out)
+            values, entries = run(model, *shared, senders[variants], lowest)
+        else:
+            first = min(layer for layer in layers if layer > lowest)
+            run = spread(receivers_step, mesh, (*specs, *[WHOLE] * 4), out)
+            layers_at = (lowest, np.int32(first), np.int32(top))
+            values, entries = run(model, *shared, senders[variants], reads, *layers_at)
+        return values, (shared[0], entries)
+
+    names = ", ".join(map(str, receivers)) or "logits"
+    difference, (clean, *found) = sweep_variants(
+        *(model, start, prompts.tokens.shape, prepare, step),
+        positions=positions,
+        batch_size=batch_size,
+        variant_batch=variant_batch,
+        streams=2,
+        track=track,
+        remember=remember,
+        label=f"paths to {names}",
+    )
+    patched = np.tile(clean, (config.n_layers, config.n_heads, 1))
+    patched[:top] = np.reshape(found, (top, config.n_heads, -1))
+    return _finite(prompts, clean, clean + difference, patched)
+
+
+def _reads(receivers: tuple[Receiver, ...], config: ModelConfig) -> tuple[Reads, list[int]]:
+    """Which heads read what from the path run, and the layers that have such a head."""
+    reads = {letter: np.zeros((config.n_layers, config.n_heads), bool) for letter in INPUTS}
+    for receiver in receivers:
+        reads[receiver.input][check_head(receiver.head, config)] = True
+    return Reads(**reads), sorted({receiver.head.layer for receiver in receivers})
+
+
+def _arrays(prompts: PromptBatch) -> tuple[np.ndarray, ...]:
+    """What path patching takes of the prompts, if they have it."""
+    for field in ("distractors", "corrupted"):
+        if getattr(prompts, field) is None:
+            rule = "path patching needs prompts with distractors and corrupted partners"
+            raise InputError(f"{rule}; {prompts.prompts[0].name} has no {field.removesuffix('s')}")
+    return prompts.tokens, prompts.corrupted, prompts.mask, prompts.answers, prompts.distractors
+
+
+def _finite(
+    prompts: PromptBatch,
+    clean: Float[np.ndarray, " B"],
+    corrupted: Float[np.ndarray, " B"],
+    patched: Float[np.ndarray, "L H B"],
+) -> PathPatching:
+    finite = np.isfinite(clean) & np.isfinite(corrupted) & np.isfinite(patched).all(axis=(0, 1))
+    if not finite.all():
+        name = prompts.prompts[int(np.argmin(finite))].name
+        raise InputError(f"logits must be finite numbers; {name} gives NaN or infinity")
+    return PathPatching(clean, corrupted, patched)

@@ -1,0 +1,1 @@
+"""Circuits: published ones, those found by path patching, and how well scores predict their heads."""

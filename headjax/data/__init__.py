@@ -1,0 +1,1 @@
+"""Relations, prompts and how words become tokens."""

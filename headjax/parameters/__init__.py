@@ -1,0 +1,1 @@
+"""Where weights come from: converted checkpoints, and models that are read layer by layer."""

@@ -1,0 +1,243 @@
+"""Score grids in a few rows: the best heads of each relation, what was skipped, heads by category count.
+
+And before them what the model does without any edit: every effect is to be read beside it.
+"""
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from headjax.axes import Head
+from headjax.engine.metrics import Metrics, mean_and_stderr
+from headjax.grid import GridSet, HeadGrid, category_count_name, category_counts, head_categories, measure
+from headjax.io import atomic_write
+from headjax.stats import wilson
+
+
+class CleanRow(NamedTuple):
+    """One row of clean.csv: how well a model does on a set of prompts with no head touched.
+
+    Attributes:
+      prompts: "task", those that are asked for the answer; "with_partners", those of them that have a
+        corrupted partner, where these are fewer; "corrupted", the partners, asked for the same answer.
+      accuracy: the share of prompts at which no token is more likely than the answer; low and high are its
+        95 % limits (Wilson).
+      logprob, logit_diff: means over the prompts and their standard errors. None where it cannot be told: a
+        single prompt has no error, and without distractors there is no difference.
+    """
+
+    model: str
+    relation: str
+    prompts: str
+    n_prompts: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    logprob: float
+    logprob_stderr: float | None
+    logit_diff: float | None
+    logit_diff_stderr: float | None
+
+
+def clean_row(model: str, relation: str, prompts: str, metrics: Metrics) -> CleanRow:
+    """The row of these prompts' metrics, each [B]."""
+    n = len(metrics.accuracy)
+    accuracy = float(np.mean(metrics.accuracy))
+    limits = wilson(accuracy, n).tolist()
+    difference = (None, None) if metrics.logit_diff is None else mean_with_error(metrics.logit_diff)
+    return CleanRow(
+        *(model, relation, prompts, n, accuracy, *limits), *mean_with_error(metrics.logprob), *difference
+    )
+
+
+def mean_with_error(values: np.ndarray) -> tuple[float, float | None]:
+    """Mean over the prompts and its standard error; None for a single prompt."""
+    mean, error = (float(number[0]) for number in mean_and_stderr(np.asarray(values)[None]))
+    return mean, None if math.isnan(error) else error
+
+
+def clean_table(rows: Sequence[CleanRow]) -> str:
+    """The rows as aligned text."""
+    lines = [("model", "relation", "prompts", "n", "accuracy", "log-probability", "logit difference")]
+    lines += [
+        (
+            *(row.model, row.relation, row.prompts.replace("_", " "), str(row.n_prompts)),
+            _share_text(row.accuracy, row.accuracy_low, row.accuracy_high),
+            with_error(row.logprob, row.logprob_stderr, sign=False),
+            with_error(row.logit_diff, row.logit_diff_stderr, sign=False),
+        )
+        for row in rows
+    ]
+    return aligned(lines, numbers=(3,))
+
+
+def save_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], path: str | Path) -> None:
+    """Writes a table as CSV; None is an empty cell."""
+    with atomic_write(path) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+class SummaryRow(NamedTuple):
+    """One row of summary.csv; a cell is empty where it does not apply.
+
+    Attributes:
+      clean, clean_stderr: of effects, what they are held against (`HeadGrid`).
+      maximum: the highest score, or the effect that helps the answer most.
+      low, high: of shares, the 95 % limits of the highest (Wilson), as of one head looked at alone: the best
+        of many heads is also the luckiest.
+      heads: of relation scores, how many heads are above the threshold; or are in that many categories.
+      certain_heads: of these, those whose limits are wholly above it.
+      best_heads: the heads with the highest scores, or those that help the answer most, with errors.
+      opposing_heads: of effects, the heads that work against the answer most.
+    """
+
+    model: str
+    relation: str = ""
+    category: str = ""
+    kind: str = ""
+    template: str = ""
+    metric: str = ""
+    n_pairs: int | str = ""
+    clean: float | str = ""
+    clean_stderr: float | str = ""
+    maximum: float | str = ""
+    low: float | str = ""
+    high: float | str = ""
+    heads: int | str = ""
+    certain_heads: int | str = ""
+    best_heads: str = ""
+    opposing_heads: str = ""
+    skipped: str = ""
+
+
+def skipped_row(model: str, relation: str, category: str, reason: str) -> SummaryRow:
+    """The row of a relation that was left out for this model, and why."""
+    return SummaryRow(model, relation, category, skipped=reason)
+
+
+def score_rows(grids: GridSet, threshold: float = 0.15, k: int = 3) -> list[SummaryRow]:
+    """One row per grid: its k best heads (`L16H2 0.93`) and, of effects, the k that work against the answer.
+
+    The threshold is for relation scores alone. Heads whose number is 0 or NaN are never named.
+    """
+    rows = []
+    for grid in grids:
+        about = measure(grid.kind)
+        helpful = grid.scores * (about.helps or 1)
+        cells: dict[str, Any] = {
+            "best_heads": _name(grid, np.where(helpful > 0, helpful, np.nan), k),
+        }
+        if np.isfinite(grid.scores).any():
+            best = np.unravel_index(np.nanargmax(helpful), grid.scores.shape)
+            cells["maximum"] = _shortest(grid.scores[best])
+            if about.is_share:
+                cells["low"], cells["high"] = wilson(grid.scores[best], grid.n_pairs).tolist()
+        if about.helps:
+            cells["opposing_heads"] = _name(grid, np.where(helpful < 0, -helpful, np.nan), k)
+            cells |= {"clean": _cell(grid.clean), "clean_stderr": _cell(grid.clean_stderr)}
+        if about.is_relation_score:
+            low, _ = wilson(grid.scores, grid.n_pairs)
+            above = grid.scores > np.float32(threshold)
+            cells |= {"heads": int(above.sum()), "certain_heads": int((above & (low > threshold)).sum())}
+        coordinates = (grid.model, grid.relation, grid.category, grid.kind, grid.template, grid.metric)
+        rows.append(SummaryRow(*coordinates, grid.n_pairs, **cells))
+    return rows
+
+
+def _name(grid: HeadGrid, strength: np.ndarray, k: int) -> str:
+    """The k strongest heads with their scores, strongest first; those of strength NaN are left out."""
+    order = np.argsort(-strength, axis=None, kind="stable")[: min(k, int(np.isfinite(strength).sum()))]
+    heads = [Head(*divmod(int(i), strength.shape[1])) for i in order]
+    errors = [None if grid.stderr is None else float(grid.stderr[head]) for head in heads]
+    signed = measure(grid.kind).helps != 0
+    return ", ".join(
+        f"{head} {with_error(float(grid.scores[head]), error, signed)}"
+        for head, error in zip(heads, errors, strict=True)
+    )
+
+
+def with_error(value: float | None, error: float | None = None, sign: bool = True) -> str:
+    """`+0.93 +- 0.05`; a dash where there is no value. Small numbers keep a digit, none is shown as 0.00."""
+    if value is None or math.isnan(value):
+        return "-"
+    digits = ".2f" if value == 0 or abs(value) >= 0.01 else ".0e"
+    known = error is not None and not math.isnan(error)
+    return f"{value:{'+' * sign}{digits}}" + (f" +- {error:.2g}" if known else "")
+
+
+def _shortest(score: np.float32) -> float:
+    """The number whose shortest text is that of the float32."""
+    return float(str(score))
+
+
+def _cell(value: float | None) -> float | str:
+    return "" if value is None else value
+
+
+def category_rows(
+    grids: GridSet, threshold: float = 0.15, count_suppression: bool = True, kind: str = "static"
+) -> list[SummaryRow]:
+    """One row per model and number of categories, 0 to 4: how many heads have that many."""
+    return [
+        SummaryRow(model, category=category_count_name(n), kind=kind, heads=heads)
+        for model in grids.select(kind=kind).values("model")
+        for n, heads in enumerate(
+            category_counts(head_categories(grids.select(model=model), threshold, count_suppression, kind))
+        )
+    ]
+
+
+def save_summary(rows: Sequence[SummaryRow], path: str | Path) -> None:
+    """Writes summary.csv."""
+    save_rows(SummaryRow._fields, rows, path)
+
+
+_NUMBERS = ("n_pairs", "maximum", "low", "high", "heads", "certain_heads")
+
+
+def summary_table(rows: Sequence[SummaryRow]) -> str:
+    """The rows as aligned text for a terminal; a column that is empty, or the same all along, is left out."""
+    columns = []
+    for field in SummaryRow._fields:
+        cells = [getattr(row, field) for row in rows]
+        if set(cells) == {""} or (len(set(cells)) == 1 and len(rows) > 1) or field == "clean_stderr":
+            continue
+        if field == "clean":
+            cells = list(map(_clean_text, rows))
+        if field in ("low", "high"):
+            cells = ["" if cell == "" else f"{cell:.2f}" for cell in cells]
+        texts = [with_error(cell, sign=False) if isinstance(cell, float) else str(cell) for cell in cells]
+        columns.append((field, [field.replace("_", " "), *texts]))
+    lines = list(zip(*(texts for _, texts in columns), strict=True))
+    return aligned(lines, [i for i, (field, _) in enumerate(columns) if field in _NUMBERS])
+
+
+def _clean_text(row: SummaryRow) -> str:
+    """The clean value with its error or, of an accuracy, with its limits."""
+    if row.clean == "":
+        return ""
+    if row.metric == "accuracy":
+        return _share_text(row.clean, *wilson(row.clean, row.n_pairs))
+    return with_error(row.clean, None if row.clean_stderr == "" else row.clean_stderr, sign=False)
+
+
+def _share_text(share: float, low: float, high: float) -> str:
+    return f"{share:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def aligned(lines: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
+    """Lines of cells as text, two spaces between columns; the columns `numbers` stand at the right."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.rjust(width) if i in numbers else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    )
