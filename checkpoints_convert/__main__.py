@@ -1,14 +1,12 @@
 """The command line of the converter."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from absl import flags
-from tqdm import tqdm
 
 from checkpoints_convert.convert import DTYPES, convert
 from headjax.errors import run_main
-from headjax.parameters.converted import Group, read_provenance
+from headjax.parameters.converted import read_provenance
 
 MODEL = flags.DEFINE_string("model", None, "Alias, Hugging Face id or directory.", required=True)
 OUT = flags.DEFINE_string(
@@ -20,13 +18,8 @@ IGNORE_FIELDS = flags.DEFINE_list(
 DTYPE = flags.DEFINE_enum("dtype", None, DTYPES, "Dtype to write; as stored unless given.")
 
 
-def progress_bar(groups: Iterable[Group]) -> Iterable[Group]:
-    """On a terminal only."""
-    return tqdm(groups, desc=f"converting {MODEL.value}", unit="part", disable=None)
-
-
 def main(_argv: list[str]) -> None:
-    convert(MODEL.value, OUT.value, DTYPE.value, progress_bar, IGNORE_FIELDS.value)
+    convert(MODEL.value, OUT.value, DTYPE.value, ignore_fields=IGNORE_FIELDS.value)
     provenance = read_provenance(Path(OUT.value))
     for kind in ("ignored_fields", "ignored_tensors"):
         if provenance[kind]:

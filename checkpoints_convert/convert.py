@@ -2,11 +2,13 @@
 
 import hashlib
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from checkpoints_convert.engine import open_source
 from headjax import zoo
@@ -17,10 +19,10 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def convert(
-    source: str | Path,
+    source: str | Path | zoo.Source,
     out: str | Path,
     dtype: str | None = None,
-    progress: Callable[[Iterable[Group]], Iterable[Group]] = iter,
+    progress: Callable[[Iterable[Group]], Iterable[Group]] | None = None,
     ignore_fields: Collection[str] = (),
 ) -> None:
     """Converts a model (a name of `headjax.zoo` or a Hugging Face directory) into the directory `out`.
@@ -29,7 +31,7 @@ def convert(
 
     Args:
       dtype: "float32", "bfloat16" or "float16"; as stored where None.
-      progress: wraps the parts as they are written, e.g. a progress bar.
+      progress: wraps the parts as they are written; None: a progress bar where there is a terminal.
       ignore_fields: of config.json, to treat as absent.
 
     Raises InputError for anything wrong with the source or with writing.
@@ -55,15 +57,8 @@ def convert(
         provenance,
         read_group=lambda group: opened.read(group.names, group.layer),
         copied_files=[origin.directory / "config.json", *tokenizer],
-        progress=progress,
+        progress=progress or partial(tqdm, desc=f"converting {name}", unit="part", disable=None),
     )
-
-
-def ensure(
-    name: str | Path, checkpoint_dir: str | Path | None = None, ignore_fields: Collection[str] = ()
-) -> Path:
-    """The converted checkpoint of a model: converts on first use and when the source's files changed."""
-    return zoo.ensure_converted(name, checkpoint_dir, convert, ignore_fields)
 
 
 def _describe(file: Path) -> dict[str, Any]:

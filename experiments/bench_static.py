@@ -17,7 +17,8 @@ import torch
 from jax import Array
 
 from experiments.measure import matmul_rate, seconds, usable_cores
-from headjax.analyses.relation_scores import HitRule, RelationScores, Weights, head_queries, relation_scores
+from headjax.analyses.relation_scores import HitShares, Weights, head_queries, relation_scores
+from headjax.data.hit_rule import HitRule
 from headjax.data.prompts import TokenPairs
 from headjax.data.relations import Relation
 from headjax.engine import hits as scores
@@ -75,11 +76,11 @@ def as_published(problem: Problem, layer: int, heads: int = H) -> Hits:
     return Hits(*found.reshape(2, heads, -1))
 
 
-def our_way(problem: Problem, W_E: Array) -> RelationScores:
+def our_way(problem: Problem, W_E: Array) -> HitShares:
     """The sweep over all layers; W_E is on the device, as a model's parameters are."""
     layers = ((jnp.asarray(W_V), jnp.asarray(W_O)) for W_V, W_O in zip(problem.W_V, problem.W_O, strict=True))
     pairs = [
-        TokenPairs(Relation(name, name, "Random", ()), sources, targets, ())
+        TokenPairs(Relation(name, (), name, "Random"), sources, targets, ())
         for name, sources, targets in zip(RELATIONS, problem.sources, problem.targets, strict=True)
     ]
     return relation_scores(Weights(W_E, lambda x: x, W_E, layers), pairs, RULE)

@@ -22,12 +22,13 @@ import numpy as np
 
 from checkpoints_convert.engine import Source, open_source
 from checkpoints_convert.reader import Tensor
-from checkpoints_convert.stream import relation_weights
 from experiments.measure import bytes_read, matmul_rate, peak_resident, usable_cores
 from experiments.synthetic import llama_config, random_numbers, write_checkpoint, write_rows
-from headjax.analyses.relation_scores import LAYER, first_mlp_names, published_rule, relation_scores
+from headjax.analyses.relation_scores import LAYER, first_mlp_names, relation_scores, relation_weights
+from headjax.data.hit_rule import published_rule
 from headjax.data.prompts import TokenPairs
 from headjax.data.relations import Relation
+from headjax.parameters.hugging_face import HuggingFace
 
 LAYERS, H, G, K, D, F, V = 3, 64, 8, 128, 8192, 28672, 128_256
 RELATIONS, PAIRS = 15, 100
@@ -45,7 +46,7 @@ def token_pairs() -> list[TokenPairs]:
     tokens = np.random.default_rng(0).permutation(V)[: 2 * RELATIONS * PAIRS].astype(np.int32)
     names = [f"relation {r}" for r in range(RELATIONS)]
     return [
-        TokenPairs(Relation(name, name, "Random", ()), *of_relation, ())
+        TokenPairs(Relation(name, (), name, "Random"), *of_relation, ())
         for name, of_relation in zip(names, tokens.reshape(RELATIONS, 2, PAIRS), strict=True)
     ]
 
@@ -87,7 +88,7 @@ def first_layer(source: Source, pairs: TokenPairs) -> tuple[np.ndarray, np.ndarr
 def score(directory: Path) -> dict:
     """Scores the checkpoint in this process, and what that cost."""
     start, read_before = time.perf_counter(), bytes_read()
-    source, pairs = open_source(directory), token_pairs()
+    parameters, pairs = HuggingFace(open_source(directory)), token_pairs()
     ends, worked, bytes_at = [], [], []
 
     def timed(layers: Iterable) -> Iterator:
@@ -97,8 +98,7 @@ def score(directory: Path) -> dict:
             worked.append(time.process_time())
             bytes_at.append(bytes_read())
 
-    config = source.config
-    scores = relation_scores(relation_weights(source, config), pairs, RULE, precision="highest", track=timed)
+    scores = relation_scores(relation_weights(parameters), pairs, RULE, precision="highest", track=timed)
     relation, _ = PLANTED
     return {
         "first": ends[0] - start,  # with the unembedding, the first block's MLP, and compilation

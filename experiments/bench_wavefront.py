@@ -12,20 +12,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from checkpoints_convert.engine import open_source
-from checkpoints_convert.stream import layered_source, parameter_reader
 from experiments.measure import bytes_read, matmul_rate, peak_resident, seconds, usable_cores
 from experiments.synthetic import llama_config, write_checkpoint
-from headjax.analyses import head_ablation, streamed
+from headjax.analyses.head_ablation import head_ablation, streamed_head_ablation
 from headjax.data.prompts import Prompt, PromptBatch
 from headjax.engine.metrics import Metrics
 from headjax.model import build_model, parameter_shapes
+from headjax.parameters.hugging_face import HuggingFace
+from headjax.parameters.layered import layered_model
+from checkpoints_convert.engine import open_source
 
 CONFIG = llama_config(layers=48, heads=16, kv_heads=4, d_head=64, d_model=1024, d_mlp=3584, vocabulary=8009)
 PROMPTS, TOKENS = 4, 12
@@ -61,9 +63,8 @@ def sweep_limited(directory: Path, out: Path) -> dict:
             yield layer
             ends.append(time.perf_counter())
 
-    source = open_source(directory)
-    model = layered_source(source, source.config, jnp.float32)
-    found = streamed.head_ablation(model, prompts(), kv_groups=True, track=timed)
+    model = layered_model(HuggingFace(open_source(directory)), jnp.float32)
+    found = streamed_head_ablation(model, prompts(), kv_groups=True, track=timed)
     np.savez(out, **found.ablated._asdict())
     return {
         "layers": np.diff(ends).tolist(),
@@ -76,18 +77,15 @@ def sweep_limited(directory: Path, out: Path) -> dict:
 
 def sweep_resident(directory: Path) -> tuple[Metrics, float]:
     """The same with the whole model in memory: metrics [L U B], and seconds when all is compiled."""
-    source = open_source(directory)
-    read, config = parameter_reader(source, jnp.float32), source.config
+    source = HuggingFace(open_source(directory))
+    read, config = partial(source.read, dtype=jnp.float32), source.config
     names = parameter_shapes(config)
     of_layers = [name for name in names if name.startswith("blocks.")]
     layers = [read(of_layers, layer) for layer in range(config.n_layers)]
     parameters = {name: jnp.stack([layer.pop(name) for layer in layers]) for name in of_layers}
     parameters |= read([name for name in names if name not in parameters], None)
     model, found = build_model(config, parameters), []
-    times = [
-        seconds(lambda: found.append(head_ablation.head_ablation(model, prompts(), kv_groups=True)))
-        for _ in range(2)
-    ]
+    times = [seconds(lambda: found.append(head_ablation(model, prompts(), kv_groups=True))) for _ in range(2)]
     return found[-1].ablated, times[-1]
 
 

@@ -11,6 +11,7 @@ of up to 0.07, and the words are others. `TOLERANCES` gives both for each measur
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,11 +19,13 @@ import scipy.stats
 
 from experiments.config import RunConfig
 from experiments.published import DIRECT_EFFECTS, Published, load_direct_effects, load_published
+from headjax import figures
 from headjax.circuits.published import CIRCUITS, check_fits
 from headjax.errors import InputError
 from headjax.grid import SUPPRESSION, GridSet
 from headjax.report.correlations import correlations
 from headjax.report.curve_tables import CurveRow
+from headjax.result import Result
 from headjax.zoo import MODELS
 
 # Table -> measure -> tolerance with the published data, and with our own. What is not named is not compared.
@@ -52,7 +55,6 @@ NEEDS = {
     "ioi_copy_scores": ("copy_score",),
     DIRECT_EFFECTS: ("logit_attribution",),
 }
-Curves = Sequence[tuple[str, CurveRow]]  # (model, point), as `read_curves` gives them
 Measured = dict[tuple[str, str, str], float]  # (relation, kind, measure) -> ours
 
 
@@ -75,17 +77,16 @@ class Comparison(NamedTuple):
     verdict: str
 
 
-def compare(
-    grids: GridSet, curves: Curves, tables: Sequence[str], published_data: bool = False
-) -> list[Comparison]:
+def compare(found: Result, tables: Sequence[str], published_data: bool = False) -> list[Comparison]:
     """Every published number of the tables for the models that there are grids of.
 
     `published_data`: whether relations were the publication's own word lists; chooses the tolerance.
     """
     rows = []
-    for model in grids.values("model"):
-        own = grids.select(model=model)
-        own_curves = [point for named, point in curves if named == model]
+    curves = [row for table in found.tables.values() for row in table if isinstance(row, CurveRow)]
+    for model in found.grids.values("model"):
+        own = found.grids.select(model=model)
+        own_curves = [point for point in curves if point.model == model]
         for table in tables:
             published = [row for row in published_rows(table) if is_model(row.model, model)]
             spread = {row[1:4]: row.value for row in published if row.measure.endswith("_std")}
@@ -204,21 +205,18 @@ MEASURES: Mapping[str, Callable[[GridSet, list[CurveRow], list[Published]], Meas
 
 def check_comparison(config: RunConfig, models: Sequence[str]) -> None:
     """Says before the work starts that a table has nothing to say about this run. Raises InputError."""
+    kinds = {analysis.kind: analysis for analysis in config.analyses.values()}
     for table in config.compare:
         known = list(dict.fromkeys(row.model for row in published_rows(table)))
         if not any(is_model(alias, shown) for alias in known for shown in models):
             raise InputError(f"compare: {table} has {', '.join(known)}; the run has {', '.join(models)}")
-        for analysis in NEEDS[table]:
-            if analysis not in config.analyses:
-                raise InputError(
-                    f"compare: {table} needs the analysis {analysis}; got {', '.join(config.analyses)}"
-                )
+        for kind in NEEDS[table]:
+            if kind not in kinds:
+                raise InputError(f"compare: {table} needs the analysis {kind}; got {', '.join(kinds)}")
         if table in ("maps_correlations", "maps_multi_token"):
-            multi_token = table == "maps_multi_token"
-            if config.multi_token != multi_token:
-                raise InputError(
-                    f"compare: {table} needs multi_token={multi_token}; got {config.multi_token}"
-                )
+            asked, needed = kinds["dynamic_scores"].multi_token, table == "maps_multi_token"
+            if asked != needed:
+                raise InputError(f"compare: {table} needs multi_token={needed}; got {asked}")
 
 
 def check_comparison_size(tables: Sequence[str], model: str, shape: tuple[int, int]) -> None:
@@ -231,3 +229,62 @@ def check_comparison_size(tables: Sequence[str], model: str, shape: tuple[int, i
         if is_model(alias, model) and effects.shape != shape:
             sizes = f"{effects.shape}; {model} has {shape}"
             raise InputError(f"compare: {alias} has (layers, heads) {sizes}")
+
+
+# --- as a table and a figure ----------------------------------------------------------------------------
+
+VERDICTS = ("agrees", "differs", "not measured")
+TABLE_TITLES = {
+    "maps_scores": "largest relation scores",
+    "maps_correlations": "static and dynamic scores",
+    "maps_multi_token": "the same, several tokens",
+    "maps_causal": "accuracy without heads",
+    "ioi_copy_scores": "copy scores",
+    "ioi_direct_effects": "direct effects in IOI",
+}
+
+
+def comparison_table(rows: Sequence[Comparison]) -> str:
+    """The rows as aligned text, a block a table and model, and how many of them agree."""
+    lines = []
+    for table, model in dict.fromkeys(row[:2] for row in rows):
+        block = [row for row in rows if row[:2] == (table, model)]
+        counts = {verdict: sum(row.verdict == verdict for row in block) for verdict in VERDICTS}
+        said = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+        lines.append(f"{model} against the published {table}: {said}")
+        lines.append(
+            f"  {'relation':22} {'kind':11} {'measure':18} {'published':>9} {'ours':>6} {'diff.':>6}  verdict"
+        )
+        for row in block:
+            ours, difference = (
+                "-" if math.isnan(value) else format(value, spec)
+                for value, spec in ((row.ours, ".2f"), (row.difference, "+.2f"))
+            )
+            lines.append(
+                f"  {row.relation:22} {row.kind:11} {row.measure:18} {f'{row.bound}{row.published:.2f}':>9} "
+                f"{ours:>6} {difference:>6}  {row.verdict} (+-{row.tolerance:.2f})"
+            )
+    return "\n".join(lines)
+
+
+def draw_comparison(rows: Sequence[Comparison], directory: Path) -> tuple[Path, ...]:
+    """Ours against published, a panel a table and model, where a row of it was measured."""
+    panels: dict[str, dict[str, list[Comparison]]] = {}
+    for row in rows:
+        if row.verdict != "not measured":
+            panel = panels.setdefault(f"{row.model}: {TABLE_TITLES[row.table]}", {})
+            panel.setdefault(f"{row.measure.replace('_', ' ')}, {row.kind}", []).append(row)
+    if not panels:
+        return ()
+    points = {
+        title: {
+            label: figures.Points(
+                np.array([row.published for row in chosen]),
+                np.array([row.ours for row in chosen]),
+                np.array([row.verdict == "agrees" for row in chosen]),
+            )
+            for label, chosen in measures.items()
+        }
+        for title, measures in panels.items()
+    }
+    return figures.comparison_figure(points, directory / "comparison")

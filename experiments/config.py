@@ -1,276 +1,226 @@
-"""RunConfig: every field of a run, its type and its default; read from a Python file and `--config.FIELD`."""
+"""RunConfig: what a run does, nested and typed; read from a Python file and `--config.FIELD=VALUE`.
+
+    RunConfig(
+        model="gpt2",
+        data=Data(n_prompts=100),
+        analyses=(RelationScores(), HeadAblation(prompts="ioi")),        # or {"mean": HeadAblation(...)}
+    )
+
+A field is overridden by its place, `--config.data.n_prompts=20` or
+`--config.analyses.head_ablation.positions=all`, or by its name alone where that says which is meant.
+"""
 
 import dataclasses
 import difflib
 import importlib.util
 import re
 import traceback
-import types
-import typing
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from experiments.published import COMPARISONS
-from headjax.engine.mesh import AXES
+from headjax.analyses.base import Analysis, check_stream, name_analyses
+from headjax.analyses.registry import ANALYSES, find_analysis
+from headjax.data.prompts import Prompt
+from headjax.data.relations import Relation
 from headjax.errors import InputError, shown
-from headjax.io import parse_json
-from kernels.head_attention import IMPLEMENTATIONS
+from headjax.io import json_object, parse_json
+from headjax.options import Options, Words, field_kinds, option, parse
+from headjax.report.options import Report
+from headjax.study import Compute, Data
 
-ANALYSES = (
-    "relation_scores",
-    "dynamic_scores",
-    "logit_attribution",
-    "head_ablation",
-    "gradient_attribution",
-    "ablation_curves",
-    "attention_patterns",
-    "copy_score",
-    "salient_operations",
-    "universality",
-    "path_patching",
-    "circuit_discovery",
-)
-# Those that can read a model layer by layer.
-STREAMED = ("relation_scores", "dynamic_scores", "logit_attribution", "head_ablation")
+SECTIONS = {"data": Data, "compute": Compute, "report": Report}
 
 
-@dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """One run. Every name below is a field; `--config.FIELD=VALUE` overrides it.
+@dataclass(frozen=True)
+class RunConfig(Options):
+    """One run. `--config.FIELD=VALUE` overrides a field.
 
     Attributes:
       model: alias (`gpt2-xl`), Hugging Face id or directory; several give one panel each. `planted` is
         the demonstration checkpoint, built on the spot; `trained` a small trained model that comes along.
-      ignore_fields: fields of the models' config.json to treat as absent where they are not understood.
-      relations: ids of the relations; empty means all there are.
-      relations_dir: a directory of the user's own relations, in place of the built-in ones.
-      analyses: what to compute, of `ANALYSES`.
-      top_k: rank within which a relation's target counts as a hit; None: as published for the model.
-      top_k_copying: the same for copying and name copying.
-      first_mlp: whether sources pass through the first block's MLP; None: as published for the model.
-      threshold: a head implements a relation above this score.
-      count_suppression: whether implementing a relation by suppression gives a head its category.
-      min_pairs: relations with fewer single-token pairs are skipped.
-      dtype: of the parameters in forward passes (relation scores are float32 always).
-      precision: of matrix products; "highest" makes float32 mean float32 on every device.
-      implementation: of the kernels, one name for all of them; None: each one's default. One that cannot run
-        here ends the run.
-      batch_size: prompts that are run at once.
-      seed: of everything drawn at random.
-      templates: prompts with `<X>` for the source; empty means the four published ones for dynamic scores
-        and the relation's own task prompt for everything else. Where a template holds a comma, the list is
-        written as JSON: `--config.templates='["<X>, say", "No <X>"]'`.
-      prompts: JSONL files, `ioi`, `colored_objects` or ids of relations, in place of the task prompts of all
-        relations; a relation named here gives each prompt a corrupted twin, whose answer is the distractor.
-      n_prompts: at most so many of each relation, or of the generators; None: all, or 100.
-      multi_token: dynamic scores also of sources of several tokens, of which the last one is the source.
-      bos: whether prompts begin with the beginning-of-text token; None: as the model's tokenizer does it.
-      ablation: what replaces a head's output: "zero", "mean" or "resample".
-      mean_over: "prompts" (each position its own mean) or "tokens" (one mean).
-      positions: where heads are ablated, "last" or "all".
-      kv_groups: ablate the query heads of a key/value head together.
-      metrics: of "logprob", "logit_diff" and "accuracy"; empty means all that the prompts allow.
-      rank_by: the kind of grid that ranks heads for ablation curves (the mean over templates; of several
-        metrics the last); max_heads: how many at most (None: by the model's number of heads);
-        n_random_draws: as many other heads, drawn so often.
-      variant_batch: ablated variants that are run at once; None: by the device's free memory.
-      stream: read the model layer by layer in every sweep, straight from its Hugging Face directory: for
-        models larger than memory. Relation scores always do; dynamic scores, logit attribution and head
-        ablation at the last position can.
-      salient_heads: of which heads salient operations are listed (`L9H6,L10H0`); empty means all. n_salient:
-        how many tokens of each, n_mapped: how many tokens each is mapped to.
+      analyses: what to compute, in this order: analyses, or their kinds; in a dictionary under names of their
+        own, by which figures and tables tell apart several of a kind.
+      data, compute, report: what is asked, how it is computed, what is shown.
       compare: published tables to hold the run against, of `experiments.published.COMPARISONS`.
-      receivers: inputs of heads into which paths are patched, like `L9H6.q`; those with the same letter (q, k
-        or v) together.
-      n_stages, top_share, min_effect: circuit discovery goes back from the logits so many steps and takes
-        the heads with the largest effects at each, this share of all heads, if these are two standard errors
-        beyond so many percent.
-      latex: also write the table of correlations in LaTeX.
-      circuits: marks on the heat maps, as `RELATION=SOURCE`, where SOURCE is a published circuit
-        (`circuit_reuse`), a file of heads, or a head (`L9H6`); a SOURCE alone marks every panel.
-      heat_maps: relations to draw; empty means the two with the highest score, and every curve.
-      orientation: "layer_x" (layers along x) or "head_x", of heat maps.
-      origin: "lower" or "upper", where the y axis of a figure has its 0.
-      mesh: how the devices are shared, {"data": 2, "model": 4} or `data:2,model:4` on the command line:
-        copies of the model, each with its own prompts, and devices that hold one copy together. An axis
-        left out takes the devices that remain; None: as few devices a copy as its memory allows.
-      parallel: "pmap": a whole copy on every device; the same as `mesh={"model": 1}`.
+      ignore_fields: fields of the models' config.json to treat as absent where they are not understood.
+      seed: of everything drawn at random.
       distributed: COORDINATOR:PORT,COUNT,ID of a run of several processes. None: they find each other on
         TPU pods and under SLURM; elsewhere there is one.
-      rate, device_memory: TFLOP/s and GiB of one device, for `--dry_run` alone; None: this machine's CPU.
-      out: directory of the results; checkpoint_dir: where converted checkpoints are kept.
+      out: directory of the results; checkpoint_dir: where converted checkpoints are kept; None:
+        $HEADJAX_CACHE or ~/.cache/headjax/checkpoints.
     """
 
-    model: str | tuple[str, ...]
-    ignore_fields: tuple[str, ...] = ()
-    relations: tuple[str, ...] = ()
-    relations_dir: str | None = None
-    analyses: tuple[str, ...] = ("relation_scores",)
-    top_k: int | None = None
-    top_k_copying: int | None = None
-    first_mlp: bool | None = None
-    threshold: float = 0.15
-    count_suppression: bool = True
-    min_pairs: int = 30
-    dtype: str = "float32"
-    precision: str = "highest"
-    implementation: str | None = None
-    batch_size: int = 64
-    seed: int = 0
-    templates: tuple[str, ...] = ()
-    prompts: str | tuple[str, ...] | None = None
-    n_prompts: int | None = None
-    multi_token: bool = False
-    bos: bool | None = None
-    ablation: str = "zero"
-    mean_over: str = "prompts"
-    positions: str = "last"
-    kv_groups: bool = False
-    metrics: tuple[str, ...] = ()
-    rank_by: str = "static"
-    max_heads: int | None = None
-    n_random_draws: int = 5
-    variant_batch: int | None = None
-    stream: bool = False
-    salient_heads: tuple[str, ...] = ()
-    n_salient: int = 15
-    n_mapped: int = 5
-    compare: tuple[str, ...] = ()
-    receivers: tuple[str, ...] = ()
-    n_stages: int = 2
-    top_share: float = 0.02
-    min_effect: float = 1.0
-    latex: bool = False
-    circuits: tuple[str, ...] = ()
-    heat_maps: tuple[str, ...] = ()
-    orientation: str = "layer_x"
-    origin: str = "lower"
-    mesh: dict[str, int] | None = None
-    parallel: str | None = None
+    model: str | tuple[str, ...] = option(dataclasses.MISSING, some=True)
+    analyses: dict[str, Analysis] = field(
+        default=("relation_scores",)
+    )  # as given, `name_analyses` names them
+    data: Data = field(default_factory=Data)
+    compute: Compute = field(default_factory=Compute)
+    report: Report = field(default_factory=Report)
+    compare: Words = option((), choices=COMPARISONS)
+    ignore_fields: Words = ()
+    seed: int = option(0, least=0)
     distributed: str | None = None
-    rate: float | None = None
-    device_memory: float | None = None
     out: str = "out"
-    checkpoint_dir: str = "checkpoints"
+    checkpoint_dir: str | None = None
 
-    def __post_init__(self):
-        for name, kind in typing.get_type_hints(RunConfig).items():
-            value = getattr(self, name)
-            if not any(_is_a(value, option) for option in _options(kind)):
-                raise InputError(f"field {name!r} must be {_describe(kind)}; got {shown(value)}")
-            if isinstance(value, str | tuple):
-                _check_words(name, value)
-        for name, choices in _CHOICES.items():
-            value = getattr(self, name)
-            for one in value if isinstance(value, tuple) else (value,):
-                if one not in choices and one is not None:
-                    raise InputError(f"field {name!r} must be one of {', '.join(choices)}; got {shown(one)}")
-        for name, (least, most) in _RANGES.items():
-            value = getattr(self, name)
-            if value is not None and not least <= value <= most:  # NaN is in no range
-                bound = f"at most {most}" if value > most else f"at least {least}"
-                raise InputError(f"field {name!r} must be {bound}; got {shown(value)}")
-            if typing.get_type_hints(RunConfig)[name] in (float, float | None) and value is not None:
-                object.__setattr__(self, name, float(value))  # 1 and 1.0 are one config
-        for name in ("model", "analyses", "prompts"):
-            if getattr(self, name) == ():
-                raise InputError(f"field {name!r} must name at least one; got none")
-        for axis, size in (self.mesh or {}).items():
-            if axis not in AXES or not 1 <= size <= _MOST:
-                rule = f"must give {' and '.join(AXES)}, or one of them, a size of at least 1"
-                raise InputError(f"field 'mesh' {rule}; got {shown(self.mesh)}")
-        if self.mesh is not None and self.parallel is not None:
-            raise InputError(f"of 'mesh' and 'parallel' one is enough; got {self.mesh} and {self.parallel!r}")
+    def __post_init__(self) -> None:
+        given = self.analyses
+        analyses = name_analyses([given] if isinstance(given, Analysis | str | Mapping) else given)
+        for name in analyses:
+            if not re.fullmatch(r"\w[\w-]{0,59}", name):
+                rule = "a name of an analysis must be letters, digits, _ and -, 60 at most"
+                raise InputError(f"{rule}; got {shown(name)}")
+        object.__setattr__(self, "analyses", analyses)
+        super().__post_init__()
+        check_stream(analyses, self.compute)
         if self.distributed is not None:
-            _check_distributed(self.distributed)
-        if self.stream:
-            for analysis in self.analyses:
-                if analysis not in STREAMED:
-                    raise InputError(f"field 'stream' is for {', '.join(STREAMED)}; got {shown(analysis)}")
-            if "head_ablation" in self.analyses and self.positions != "last":
-                raise InputError(f"field 'stream' needs positions 'last'; got {self.positions!r}")
-            if "head_ablation" in self.analyses and (self.ablation, self.mean_over) == ("mean", "tokens"):
-                raise InputError("field 'stream' needs means over 'prompts'; got mean_over='tokens'")
+            match = re.fullmatch(r"[^,]+:[0-9]{1,5},([0-9]{1,6}),([0-9]{1,6})", self.distributed)
+            if match is None or not int(match[2]) < int(match[1]):
+                rule = "must be COORDINATOR:PORT,COUNT,ID, with an ID from 0 to COUNT - 1"
+                raise InputError(f"field 'distributed' {rule}; got {shown(self.distributed)}")
 
     @property
     def models(self) -> tuple[str, ...]:
         """The models' names, always as a tuple."""
         return self.model if isinstance(self.model, tuple) else (self.model,)
 
-    @property
-    def prompt_sets(self) -> tuple[str, ...]:
-        """What `prompts` names, always as a tuple; empty where it is None."""
-        return (self.prompts,) if isinstance(self.prompts, str) else self.prompts or ()
+
+# --- fields by name -------------------------------------------------------------------------------------
 
 
-_CHOICES = {
-    "analyses": ANALYSES,
-    "dtype": ("float32", "bfloat16", "float16"),
-    "precision": ("highest", "high", "default"),
-    "implementation": tuple(IMPLEMENTATIONS),
-    "ablation": ("zero", "mean", "resample"),
-    "mean_over": ("prompts", "tokens"),
-    "positions": ("last", "all"),
-    "metrics": ("logprob", "logit_diff", "accuracy"),
-    "parallel": ("pmap",),
-    "compare": COMPARISONS,
-    "orientation": ("layer_x", "head_x"),
-    "origin": ("lower", "upper"),
-}
-_MOST = 2**31 - 1
-# Field -> least and greatest value. What depends on the model's size is in checks.py.
-_RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(
-        ("top_k", "top_k_copying", "min_pairs", "max_heads", "n_salient", "n_mapped"), (1, _MOST)
-    ),
-    **dict.fromkeys(("batch_size", "variant_batch"), (1, 2**20)),
-    **{"seed": (0, _MOST), "n_prompts": (1, 100_000), "n_random_draws": (1, 10_000), "n_stages": (1, 100)},
-    **{"threshold": (0, 1), "top_share": (1e-6, 1), "min_effect": (0, 1000)},
-    **dict.fromkeys(("rate", "device_memory"), (1e-6, 1e9)),
-}
+def find_place(config: RunConfig, name: str) -> str:
+    """The dotted place of a field that is given by its place or by its name alone.
+
+    Raises InputError for an unknown field (with the near ones), for one of an analysis that is not asked, and
+    for one that several have.
+    """
+    first, _, rest = name.partition(".")
+    if first == "analyses" and rest:
+        own, _, of_own = rest.partition(".")
+        if own not in config.analyses and of_own:
+            raise InputError(f"analyses of this run are {', '.join(config.analyses)}; got {shown(own)}")
+        if not of_own or of_own in _names(config.analyses[own]):
+            return name
+    elif (rest and first in SECTIONS and rest in _names(SECTIONS[first])) or (
+        name in _names(RunConfig) and name not in SECTIONS
+    ):
+        return name
+    for section, options in SECTIONS.items():
+        if name in _names(options):
+            return f"{section}.{name}"
+    places = [f"analyses.{one}.{name}" for one, of in config.analyses.items() if name in _names(of)]
+    if len(places) == 1:
+        return places[0]
+    if places:
+        which = " or ".join(f"--config.{place}" for place in places)
+        raise InputError(f"field {name!r} must say of which analysis; give {which}")
+    if owners := [kind for kind, analysis in ANALYSES.items() if name in _names(analysis)]:
+        asked = ", ".join(config.analyses)
+        raise InputError(
+            f"field {name!r} must have an effect; it has one on {', '.join(owners)}, asked is {asked}"
+        )
+    known = [
+        *_names(RunConfig),
+        *(one for part in (*SECTIONS.values(), *ANALYSES.values()) for one in _names(part)),
+    ]
+    known = [one for one in dict.fromkeys(known) if one not in SECTIONS]
+    near = difflib.get_close_matches(name.rpartition(".")[2], known, n=3, cutoff=0.5)
+    hint = f"near ones: {', '.join(near)}" if near else f"fields: {', '.join(known)}"
+    raise InputError(f"a config has no field {shown(name)}; {hint}")
 
 
-def _check_words(name: str, value: str | tuple[str, ...]) -> None:
-    """Raises InputError for text that no file can hold, for empty text, and for a word given twice."""
-    for word in (value,) if isinstance(value, str) else value:
-        if not word.strip():
-            raise InputError(f"field {name!r} must hold no empty text; got {shown(value)}")
-        if "\0" in word or any("\ud800" <= c <= "\udfff" for c in word):
-            rule = "must be text without null characters and halves of surrogate pairs"
-            raise InputError(f"field {name!r} {rule}; got {shown(word)}")
-    if isinstance(value, tuple) and len(set(value)) < len(value):
-        doubled = [word for word, count in Counter(value).items() if count > 1]
-        raise InputError(f"field {name!r} must name each once; twice: {shown(', '.join(doubled))}")
+def put(config: RunConfig, place: str, value: Any) -> RunConfig:
+    """The config with another value at a place. Raises InputError where it does not fit."""
+    first, _, rest = place.partition(".")
+    if first == "analyses" and rest:
+        own, _, name = rest.partition(".")
+        value = dataclasses.replace(config.analyses[own], **{name: value}) if name else value
+        return dataclasses.replace(config, analyses={**config.analyses, own: value})
+    if rest:
+        value = dataclasses.replace(getattr(config, first), **{rest: value})
+    return dataclasses.replace(config, **{first: value})
 
 
-def _check_distributed(text: str) -> None:
-    match = re.fullmatch(r"[^,]+:[0-9]{1,5},([0-9]{1,6}),([0-9]{1,6})", text)
-    if match is None or not int(match[2]) < int(match[1]):
-        rule = "must be COORDINATOR:PORT,COUNT,ID, with an ID from 0 to COUNT - 1"
-        raise InputError(f"field 'distributed' {rule}; got {shown(text)}")
+def parse_at(config: RunConfig, place: str, text: str) -> Any:
+    """The value that a command line's text stands for at a place."""
+    first, _, rest = place.partition(".")
+    own, _, name = rest.partition(".")
+    if place == "analyses":
+        return _parse_analyses(config, text)
+    if first == "analyses" and not name:
+        return find_analysis(text)()
+    owner, name = (config.analyses[own], name) if first == "analyses" else (config, place)
+    if first in SECTIONS:
+        owner, name = getattr(config, first), rest
+    return parse(name, text, field_kinds(type(owner))[name])
+
+
+def _parse_analyses(config: RunConfig, text: str) -> Any:
+    """`a,b`: those of the config of these names, of others their defaults; or JSON, as in run.json."""
+    if text.lstrip().startswith("{"):
+        return _analyses_from_json(json_object(parse_json(text, "analyses"), "analyses"))
+    names = parse("analyses", text, Words)
+    if len(set(names)) < len(names):
+        doubled = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"field 'analyses' must name each once; twice: {shown(doubled)}")
+    return {name: config.analyses.get(name) or find_analysis(name)() for name in names}
+
+
+def _names(options: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(options))
+
+
+# --- files --------------------------------------------------------------------------------------------
 
 
 def load_config(path: str, overrides: Mapping[str, str]) -> RunConfig:
     """Runs a config file's `get_config()` and replaces fields by `overrides` (field -> text).
 
     `path` is a Python file, or the name of one in `experiments/configs` (`demo`). Raises InputError for a
-    file that gives no RunConfig or that fails, naming its line, for an unknown field (with the near ones) and
-    for a value of the wrong type.
+    file that gives no RunConfig or that fails, naming its line, for an unknown field and for a value of the
+    wrong type.
     """
     file, named = Path(path), Path(__file__).parent / "configs" / f"{path}.py"
     if not file.suffix and (named.is_file() or not file.is_dir()):
         file = named
     config = _run_file(file)
-    hints = typing.get_type_hints(RunConfig)
-    values = {}
-    for name, text in overrides.items():
-        if name not in hints:
-            near = difflib.get_close_matches(name, hints, n=3, cutoff=0.5)
-            hint = f"; near ones: {', '.join(near)}" if near else f"; fields: {', '.join(hints)}"
-            raise InputError(f"a config has no field {shown(name)}{hint}")
-        values[name] = _parse(name, text, hints[name])
-    return dataclasses.replace(config, **values)
+    # Which analyses there are is known first; then fields belong to them. All fields of one part change
+    # together, because what is right may depend on several.
+    chosen = sorted(
+        overrides, key=lambda name: (name != "analyses", name.count(".") != 1 or "analyses." not in name)
+    )
+    changes: dict[str, Any] = {}
+    for name in chosen:
+        place = find_place(config, name)
+        value = parse_at(config, place, overrides[name])
+        if place.startswith("analyses") and place.count(".") < 2:
+            config = put(config, place, value)
+        elif place in changes:
+            raise InputError(f"a field must be given once; got {place} twice")
+        else:
+            changes[place] = value
+    return put_all(config, changes)
+
+
+def put_all(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """The config with other values at several places, changed together."""
+    parts: dict[str, dict[str, Any]] = {}
+    for place, value in changes.items():
+        owner, _, name = place.rpartition(".")
+        parts.setdefault(owner, {})[name] = value
+    top = parts.pop("", {})
+    analyses = dict(config.analyses)
+    for owner, values in parts.items():
+        if owner in SECTIONS:
+            top[owner] = dataclasses.replace(getattr(config, owner), **values)
+        else:
+            own = owner.removeprefix("analyses.")
+            analyses[own] = dataclasses.replace(analyses[own], **values)
+    return dataclasses.replace(config, **{"analyses": analyses, **top})
 
 
 def _run_file(file: Path) -> RunConfig:
@@ -302,86 +252,106 @@ def _run_file(file: Path) -> RunConfig:
     return config
 
 
-def config_to_json(config: RunConfig) -> dict[str, object]:
-    """The fields, as run.json holds them."""
-    return dataclasses.asdict(config)
+# --- what the user sets and nothing uses ----------------------------------------------------------------
+
+# Fields of the run itself, and those of plans.
+ALWAYS = frozenset(
+    {"model", "analyses", "ignore_fields", "compare", "seed", "distributed", "out", "checkpoint_dir"}
+)
+PLANNED = frozenset({"compute.rate", "compute.device_memory"})
 
 
-def config_from_json(fields: Mapping[str, object]) -> RunConfig:
-    """The config that `config_to_json` came from; JSON's lists are tuples again."""
-    known = {field.name for field in dataclasses.fields(RunConfig)}
-    unknown = sorted(set(fields) - known)
-    if unknown or "model" not in fields:
-        found = f"it has the unknown fields {shown(', '.join(unknown))}" if unknown else "it names no model"
-        raise InputError(f"run.json must be of this version; {found}")
-    return RunConfig(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+def changed_places(config: RunConfig) -> tuple[str, ...]:
+    """The fields outside analyses whose values are not their defaults."""
+    return tuple(
+        f"{section}.{one.name}"
+        for section, options in SECTIONS.items()
+        for one in fields(options)
+        if getattr(getattr(config, section), one.name) != one.default
     )
 
 
-def _options(kind: object) -> tuple:
-    """The types that a union allows, or the one type itself."""
-    return typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+def idle(config: RunConfig, places: Iterable[str], planned: bool = False) -> tuple[str, ...]:
+    """Those of the places that change nothing of what the config asks for; `planned`: it is not run."""
+    read = ALWAYS.union(*(analysis.reads(config.data) for analysis in config.analyses.values()))
+    read |= PLANNED if planned else frozenset()
+    return tuple(place for place in places if not place.startswith("analyses.") and place not in read)
 
 
-def _is_a(value: object, kind: object) -> bool:
-    if kind == tuple[str, ...]:
-        return isinstance(value, tuple) and all(isinstance(entry, str) for entry in value)
-    if kind == dict[str, int]:
-        whole = isinstance(value, dict) and all(_is_a(size, int) for size in value.values())
-        return whole and all(isinstance(name, str) for name in value)
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, kind)
+def refuse_idle(config: RunConfig, given: Iterable[str], planned: bool = False) -> None:
+    """Raises InputError for a field that the user gave and that has no effect."""
+    for place in idle(config, [find_place(config, name) for name in given], planned):
+        owners = [kind for kind, one in ANALYSES.items() if place in one().reads(Data())]
+        where = f"on {', '.join(owners)}" if owners else "on plans (--dry_run)"
+        if set(owners) & {one.kind for one in config.analyses.values()}:
+            where += ", unless other fields take it away, as prompts of files do"
+        raise InputError(
+            f"field {place.rpartition('.')[2]!r} must have an effect on what is asked; it has one {where}; "
+            f"analyses are {', '.join(config.analyses)}"
+        )
 
 
-_NAMES = {
-    str: "text",
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    tuple[str, ...]: "words separated by commas",
-    dict[str, int]: "sizes of axes, as in data:2,model:4",
-    types.NoneType: "none",
-}
+# --- JSON -----------------------------------------------------------------------------------------------
 
 
-def _describe(kind: object) -> str:
-    return " or ".join(_NAMES[option] for option in _options(kind))
+def config_to_json(config: RunConfig) -> dict[str, Any]:
+    """The fields, as run.json holds them; analyses by name, each with its kind."""
+    named = {
+        name: {"kind": analysis.kind, **dataclasses.asdict(analysis)}
+        for name, analysis in config.analyses.items()
+    }
+    own = {one: getattr(config, one) for one in _names(RunConfig) if one not in SECTIONS}
+    return {**own, "analyses": named, **{one: dataclasses.asdict(getattr(config, one)) for one in SECTIONS}}
 
 
-def _parse(name: str, text: str, kind: object) -> object:
-    """The value that a command line's text stands for."""
-    options = _options(kind)
-    if types.NoneType in options and text.lower() == "none":
-        return None
-    is_list = text.lstrip().startswith("[")
-    if tuple[str, ...] in options and (str not in options or "," in text or is_list):
-        if is_list:
-            return _parse_list(name, text)
-        # `--config.relations=all` and an empty value both mean: no selection.
-        return tuple(word.strip() for word in text.split(",") if word.strip() not in ("", "all"))
-    if dict[str, int] in options and re.fullmatch(r"\w+:[0-9]{1,9}(,\w+:[0-9]{1,9})*", text):
-        axes = [part.split(":") for part in text.split(",")]
-        if len(dict(axes)) < len(axes):
-            raise InputError(f"field {name!r} must name each axis once; got {shown(text)}")
-        return {axis: int(size) for axis, size in axes}
-    if str in options:
-        return text
-    try:
-        value = parse_json(text.lower(), name)
-    except InputError:
-        value = None
-    if value is None or not any(_is_a(value, option) for option in options):
-        raise InputError(f"field {name!r} must be {_describe(kind)}; got {shown(text)}")
+def config_from_json(values: Mapping[str, Any]) -> RunConfig:
+    """The config that `config_to_json` came from. Raises InputError for fields of another version."""
+    unknown = sorted(set(values) - set(_names(RunConfig)))
+    if unknown or "model" not in values:
+        found = f"it has the unknown fields {shown(', '.join(unknown))}" if unknown else "it names no model"
+        raise InputError(f"run.json must be of this version; {found}")
+    own = {name: value for name, value in values.items() if name not in SECTIONS and name != "analyses"}
+    if "analyses" in values:
+        own["analyses"] = _analyses_from_json(json_object(values["analyses"], "analyses"))
+    for section, options in SECTIONS.items():
+        if section in values:
+            own[section] = _options_from_json(options, json_object(values[section], section))
+    return RunConfig(**own)
+
+
+def _analyses_from_json(values: Mapping[str, Any]) -> dict[str, Analysis]:
+    analyses = {}
+    for name, options in values.items():
+        options = dict(json_object(options, name))
+        kind = options.pop("kind", name)
+        analyses[name] = _options_from_json(
+            find_analysis(kind if isinstance(kind, str) else shown(kind)), options
+        )
+    return analyses
+
+
+def _options_from_json(options: type, values: Mapping[str, Any]) -> Any:
+    if unknown := sorted(set(values) - set(_names(options))):
+        raise InputError(f"run.json must be of this version; unknown fields {shown(', '.join(unknown))}")
+    return options(**{name: _value_from_json(value) for name, value in values.items()})
+
+
+def _value_from_json(value: Any) -> Any:
+    """JSON's lists are tuples again, and relations and prompts what they were."""
+    if isinstance(value, list):
+        return tuple(map(_value_from_json, value))
+    if isinstance(value, dict) and "pairs" in value:
+        return Relation(**{name: _value_from_json(one) for name, one in value.items()})
+    if isinstance(value, dict) and "answer" in value:
+        return Prompt(**{name: _value_from_json(one) for name, one in value.items()})
     return value
 
 
-def _parse_list(name: str, text: str) -> tuple[str, ...]:
-    try:
-        return tuple(parse_json(text, name))
-    except InputError as error:
-        rule = f"field {name!r} must be a JSON list where it begins with ["
-        raise InputError(f"{rule}; got {shown(text)}") from error
+def same_for_all(config: RunConfig) -> dict[str, Any]:
+    """What must be the same in every process of a run: each has its own number."""
+    return config_to_json(dataclasses.replace(config, distributed=None))
+
+
+def kinds_of(config: RunConfig) -> Sequence[str]:
+    """The kinds of the analyses that are asked."""
+    return [analysis.kind for analysis in config.analyses.values()]

@@ -10,6 +10,9 @@ scores and salient operations, a few TFLOP, use one device of however many there
 """
 
 from experiments.config import RunConfig
+from headjax.analyses import DynamicScores
+from headjax.report.options import Report
+from headjax.study import Data
 
 # Device -> TFLOP/s: a server CPU's 2.5, an H100's 67 and a v5e's 8 x 33 at peak.
 RATES = {"a 16-core CPU": 0.5, "one H100": 25.0, "a v5e-8": 100.0}
@@ -33,7 +36,7 @@ def correlations(model: str) -> RunConfig:
         model=model,
         analyses=("relation_scores", "dynamic_scores", "universality"),
         compare=("maps_scores", "maps_correlations"),
-        latex=True,
+        report=Report(latex=True),
         out=f"out/paper/correlations_{model}",
     )
 
@@ -42,9 +45,8 @@ def causal(model: str) -> RunConfig:
     """Accuracy as a relation's heads are removed (Elhelo & Geva 2024, section 4.2)."""
     return RunConfig(
         model=model,
-        relations=CAUSAL,
+        data=Data(relations=CAUSAL, n_prompts=100),
         analyses=("relation_scores", "ablation_curves"),
-        n_prompts=100,
         compare=("maps_causal",),
         out=f"out/paper/causal_{model}",
     )
@@ -54,10 +56,8 @@ def multi_token(model: str) -> RunConfig:
     """Static against dynamic scores where sources have several tokens (Elhelo & Geva 2024)."""
     return RunConfig(
         model=model,
-        relations=MULTI_TOKEN,
-        analyses=("relation_scores", "dynamic_scores"),
-        templates=("This is a document about <X>",),
-        multi_token=True,
+        data=Data(relations=MULTI_TOKEN, templates=("This is a document about <X>",)),
+        analyses=("relation_scores", DynamicScores(multi_token=True)),
         compare=("maps_multi_token",),
         out=f"out/paper/multi_token_{model}",
     )
@@ -67,10 +67,8 @@ def direct_effects(model: str) -> RunConfig:
     """Direct effects in indirect object identification (McDougall et al. 2023)."""
     return RunConfig(
         model=model,
-        relations=("name_copying",),
+        data=Data(relations=("name_copying",), prompts="ioi", n_prompts=100),
         analyses=("relation_scores", "logit_attribution"),
-        prompts="ioi",
-        n_prompts=100,
         compare=("ioi_direct_effects",),
         out=f"out/paper/direct_effects_{model}",
     )

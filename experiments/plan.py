@@ -1,32 +1,31 @@
 """What a run would cost, before it runs: `python -m experiments.run --config FILE --dry_run`.
 
 Reads config.json or headjax.json, the tokenizer and the prompts; no weights, and no device is touched. What
-each analysis costs is in run_costs.py; here it is laid out and held against the devices' memory.
+each analysis costs it says itself; here it is laid out and held against the devices' memory.
 """
 
 import contextlib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from checkpoints_convert.engine import read_source_config
-from experiments.checks import check_config, check_subject
+from experiments.check import check_study, display_names, reads_models
 from experiments.config import RunConfig
-from experiments.costs import Cost
 from experiments.measure import host_rate
-from experiments.run_costs import COSTS, Machine, parameter_bytes
-from experiments.subject import Subject, find_named, name_models, open_subject, reads_source
 from headjax import zoo
+from headjax.analyses.base import Analysis, check_stream
 from headjax.analyses.relation_scores import FIRST_MLP, LAYER
+from headjax.costs import Cost, Machine, parameter_bytes
 from headjax.engine.mesh import MODEL_AXIS
 from headjax.errors import InputError
 from headjax.io import read_json
 from headjax.model import parameter_shapes
-from headjax.parameters.converted import is_converted, read_config, stored_dtypes
+from headjax.parameters.converted import is_converted, stored_dtypes
+from headjax.study import Compute, Study, study_of
 
 GIB = 2**30
 
@@ -42,20 +41,19 @@ class Row(NamedTuple):
 
 def print_plan(config: RunConfig) -> None:
     """Prints the plan of every model. Raises InputError for a run that cannot fit."""
-    check_config(config)
-    machine = find_machine(config)
-    print("\n".join(describe_machine(machine, config)))
+    machine = find_machine(config.compute)
+    print("\n".join(describe_machine(machine, config.compute)))
     refusals, planned = [], 0
     for name in config.models:
-        found = find_subject(name, config)
+        found = find_study(name, config)
         if found is None:
             print(f"\n{name}: config.json is not on this machine, and a plan downloads nothing")
             continue
-        subject, itemsizes = found
-        check_subject(subject)
-        rows = plan_model(subject, itemsizes, machine)
-        print(f"\n{describe_model(subject, itemsizes, machine)}\n{table(rows, machine)}")
-        refusals += refuse(subject, itemsizes, machine, rows)
+        study, itemsizes = found
+        check_study(study, config)
+        rows = plan_model(study, config.analyses, itemsizes, machine)
+        print(f"\n{describe_model(study, config, itemsizes)}\n{table(rows, machine)}")
+        refusals += refuse(study, config.analyses, itemsizes, machine, rows)
         planned += 1
     if not planned:
         raise InputError(f"a plan needs config.json of a model; none is here of {', '.join(config.models)}")
@@ -66,85 +64,90 @@ def print_plan(config: RunConfig) -> None:
 # --- what there is ------------------------------------------------------------------------------------
 
 
-def find_machine(config: RunConfig) -> Machine:
-    """The devices that the config names; without `device_memory`, this machine's CPU."""
-    mesh = config.mesh or {}
+def find_machine(compute: Compute) -> Machine:
+    """The devices that are named; without `device_memory`, this machine's CPU."""
+    mesh = compute.mesh or {}
     n_devices = math.prod(mesh.values())
-    if config.device_memory is None:
+    if compute.device_memory is None:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / n_devices
-        rate = host_rate() / n_devices if config.rate is None else config.rate * 1e12
+        rate = host_rate() / n_devices if compute.rate is None else compute.rate * 1e12
         return Machine(n_devices, mesh.get(MODEL_AXIS, 1), memory, rate, "cpu")
-    rate = None if config.rate is None else config.rate * 1e12
-    return Machine(n_devices, mesh.get(MODEL_AXIS, 1), config.device_memory * GIB, rate, "gpu")
+    rate = None if compute.rate is None else compute.rate * 1e12
+    return Machine(n_devices, mesh.get(MODEL_AXIS, 1), compute.device_memory * GIB, rate, "gpu")
 
 
-def find_subject(name: str, run: RunConfig) -> tuple[Subject, dict[str, int]] | None:
+def find_study(name: str, config: RunConfig) -> tuple[Study, dict[str, int]] | None:
     """The model as a run would see it, and each parameter's bytes a number on disk; None: not here."""
-    # The demonstration checkpoint is small, and made without a device.
-    given = name
-    name, relations_dir, planted_at = find_named(name, run, once=lambda build: build())
-    directory = zoo.find_local(name)
+    place = zoo.resolve(name, config.checkpoint_dir, config.seed)
+    directory = zoo.find_local(place)
     if directory is None:
         return None
+    study = study_of(
+        zoo.Source(directory, str(place), None),
+        config.data,
+        config.compute,
+        seed=config.seed,
+        checkpoint_dir=config.checkpoint_dir,
+        ignore_fields=config.ignore_fields,
+        display_name=display_names(config)[name],
+    )
     if is_converted(directory):
-        config = read_config(directory)
-        itemsizes = {parameter: dtype.itemsize for parameter, dtype in stored_dtypes(directory).items()}
-    else:
-        config = read_source_config(directory, run.ignore_fields)[1]
-        fields = read_json(directory / "config.json")
-        dtype = fields.get("dtype") or fields.get("torch_dtype") or "float32"
-        itemsizes = dict.fromkeys(parameter_shapes(config), jnp.dtype(dtype).itemsize)
-    config = replace(config, precision=run.precision)
-    subject = open_subject(name_models(run)[given], directory, config, run, relations_dir, planted_at)
-    return subject, itemsizes
+        return study, {name: dtype.itemsize for name, dtype in stored_dtypes(directory).items()}
+    fields = read_json(directory / "config.json")
+    dtype = fields.get("dtype") or fields.get("torch_dtype") or "float32"
+    return study, dict.fromkeys(parameter_shapes(study.config), jnp.dtype(dtype).itemsize)
 
 
 # --- what it costs ------------------------------------------------------------------------------------
 
 
-def plan_model(subject: Subject, itemsizes: dict[str, int], machine: Machine) -> list[Row]:
+def plan_model(
+    study: Study, analyses: Mapping[str, Analysis], itemsizes: dict[str, int], machine: Machine
+) -> list[Row]:
     """A row an analysis, in the order in which they run: the first forward pass loads the model.
 
     Where the model is streamed each forward pass reads it, two layers of it are there at a time, and the
     programs that are compiled are others than those that are planned for: none are counted.
     """
-    c = subject.config
-    whole = parameter_bytes(c, jnp.dtype(subject.run.dtype).itemsize, machine.model_parts)
+    c = study.config
+    whole = parameter_bytes(c, jnp.dtype(study.compute.dtype).itemsize, machine.model_parts)
     on_disk = {name: math.prod(shape) * itemsizes[name] for name, shape in parameter_shapes(c).items()}
     rows, resident, known = [], 0.0, set()
-    for analysis in subject.run.analyses:
+    for name, analysis in analyses.items():
+        # What needs no model though none is streamed reads weights alone, as relation scores do.
+        of_weights = not analysis.needs_model(replace(study, compute=replace(study.compute, stream=False)))
         read = 0.0
-        if analysis == "relation_scores":
-            read = static_bytes(subject, on_disk)
-        elif subject.run.stream:
-            resident, read = streamed_bytes(subject), sum(on_disk.values())
+        if of_weights:
+            read = static_bytes(study, on_disk)
+        elif study.compute.stream:
+            resident, read = streamed_bytes(study), sum(on_disk.values())
         elif not resident:
             resident, read = whole, sum(on_disk.values())
-        cost = COSTS[analysis](subject, machine) if analysis in COSTS else None
-        if cost is not None and subject.run.stream and analysis != "relation_scores":
+        cost = analysis.cost(study, machine)
+        if cost is not None and study.compute.stream and not of_weights:
             cost = cost._replace(programs=frozenset())
         elif cost is not None:
-            if analysis != "relation_scores":
+            if not of_weights:
                 cost = cost._replace(programs=cost.programs | {("_insert",)})
             cost = cost._replace(programs=cost.programs - known)
             known |= cost.programs
-        rows.append(Row(analysis, resident, cost, read))
+        rows.append(Row(name, resident, cost, read))
     return rows
 
 
-def streamed_bytes(subject: Subject) -> float:
+def streamed_bytes(study: Study) -> float:
     """Parameters that are there while a model is streamed: two layers, and all that is outside of layers."""
-    c, itemsize = subject.config, jnp.dtype(subject.run.dtype).itemsize
+    c, itemsize = study.config, jnp.dtype(study.compute.dtype).itemsize
     sizes = {name: itemsize * math.prod(shape) for name, shape in parameter_shapes(c).items()}
     of_layers = sum(n_bytes for name, n_bytes in sizes.items() if name.startswith("blocks."))
     return sum(sizes.values()) - of_layers + 2 * of_layers / c.n_layers
 
 
-def static_bytes(subject: Subject, on_disk: dict[str, int]) -> float:
+def static_bytes(study: Study, on_disk: dict[str, int]) -> float:
     """What relation scores read: embeddings, every layer's W_V and W_O, the first block's MLP."""
     whole = sum(on_disk.get(name, 0) for name in ("embed.W_E", "unembed.rows", *LAYER))
-    first = sum(on_disk.get(name, 0) for name in FIRST_MLP) / subject.config.n_layers
-    return whole + first * subject.rule.first_mlp
+    first = sum(on_disk.get(name, 0) for name in FIRST_MLP) / study.config.n_layers
+    return whole + first * study.rule.first_mlp
 
 
 # --- whether it fits ----------------------------------------------------------------------------------
@@ -155,37 +158,43 @@ def needed(row: Row) -> float:
     return row.parameters + (row.cost.activations if row.cost else 0)
 
 
-def refuse(subject: Subject, itemsizes: dict[str, int], machine: Machine, rows: list[Row]) -> list[str]:
+def refuse(
+    study: Study,
+    analyses: Mapping[str, Analysis],
+    itemsizes: dict[str, int],
+    machine: Machine,
+    rows: list[Row],
+) -> list[str]:
     """One sentence for the analysis that needs most, if it does not fit: what it needs, what would help."""
     worst = max(rows, key=needed)
     if needed(worst) <= machine.memory:
         return []
 
-    def fits(run: RunConfig, machine: Machine) -> bool:
-        changed = replace(subject, run=run)
-        return all(needed(row) <= machine.memory for row in plan_model(changed, itemsizes, machine))
+    def fits(machine: Machine, chosen: Mapping[str, Analysis] = analyses, **compute: Any) -> bool:
+        changed = replace(study, compute=replace(study.compute, **compute))
+        check_stream(chosen, changed.compute)
+        return all(needed(row) <= machine.memory for row in plan_model(changed, chosen, itemsizes, machine))
 
-    run, helps = subject.run, []
+    compute, helps = study.compute, []
     if machine.platform != "cpu":  # CPU devices share one memory
         for parts in (machine.model_parts * 2**i for i in range(1, 10)):
-            if fits(run, machine._replace(model_parts=parts, n_devices=max(parts, machine.n_devices))):
+            if fits(machine._replace(model_parts=parts, n_devices=max(parts, machine.n_devices))):
                 helps.append(f"mesh with {parts} devices on 'model'")
                 break
-    for batch_size in (run.batch_size // 2**i for i in range(1, run.batch_size.bit_length())):
-        if fits(replace(run, batch_size=batch_size), machine):
+    for batch_size in (compute.batch_size // 2**i for i in range(1, compute.batch_size.bit_length())):
+        if fits(machine, batch_size=batch_size):
             helps.append(f"batch_size={batch_size}")
             break
-    others = {"variant_batch": 1, "dtype": "bfloat16", "stream": True, "analyses": ("relation_scores",)}
-    for field, value in others.items():
-        if getattr(run, field) == value:
-            continue
+    for field, value in (("variant_batch", 1), ("dtype", "bfloat16"), ("stream", True)):
         with contextlib.suppress(InputError):  # not every run can be streamed
-            if fits(replace(run, **{field: value}), machine):
-                shown = ",".join(value) if isinstance(value, tuple) else str(value)
-                helps.append(f"{field}={shown.lower()}")
+            if getattr(compute, field) != value and fits(machine, **{field: value}):
+                helps.append(f"{field}={str(value).lower()}")
+    own = {name: analysis for name, analysis in analyses.items() if analysis.kind == "relation_scores"}
+    if own and len(own) < len(analyses) and fits(machine, own):
+        helps.append(f"analyses={','.join(own)}")
     helps.append(f"devices of {needed(worst) / GIB:.1f} GiB")
     return [
-        f"{subject.display_name}: {worst.analysis} must fit a device of {machine.memory / GIB:.1f} GiB; it "
+        f"{study.display_name}: {worst.analysis} must fit a device of {machine.memory / GIB:.1f} GiB; it "
         f"needs {needed(worst) / GIB:.1f} ({worst.parameters / GIB:.1f} for parameters); any of these "
         f"would make it fit: {', '.join(helps)}"
     ]
@@ -194,7 +203,7 @@ def refuse(subject: Subject, itemsizes: dict[str, int], machine: Machine, rows: 
 # --- as text ------------------------------------------------------------------------------------------
 
 
-def describe_machine(machine: Machine, config: RunConfig) -> Iterator[str]:
+def describe_machine(machine: Machine, compute: Compute) -> Iterator[str]:
     """What the plan assumes."""
     own = machine.platform == "cpu"
     yield (
@@ -205,17 +214,17 @@ def describe_machine(machine: Machine, config: RunConfig) -> Iterator[str]:
     if machine.rate is None:
         yield "rate: not given, so no time (--config.rate=TFLOP/s of one device)"
     else:
-        source = "measured now with numpy" if own and config.rate is None else "given"
+        source = "measured now with numpy" if own and compute.rate is None else "given"
         yield f"rate: {machine.rate / 1e12:.3g} TFLOP/s a device, {source}; time is FLOP over rate"
 
 
-def describe_model(subject: Subject, itemsizes: dict[str, int], machine: Machine) -> str:
+def describe_model(study: Study, config: RunConfig, itemsizes: dict[str, int]) -> str:
     """A model's size, and whether it is to be converted first."""
-    c = subject.config
+    c = study.config
     n = sum(math.prod(shape) for _, shape in parameter_shapes(c).items())
     stored = sum(math.prod(shape) * itemsizes[name] for name, shape in parameter_shapes(c).items())
-    text = f"{subject.display_name}: {c.n_layers} layers of {c.n_heads} heads, {n:,} parameters"
-    if is_converted(subject.directory) or reads_source(subject.run):
+    text = f"{study.display_name}: {c.n_layers} layers of {c.n_heads} heads, {n:,} parameters"
+    if is_converted(study.directory) or not reads_models(study, config):
         return text
     return f"{text}; converting it, once, reads and writes {size(stored).strip()}"
 

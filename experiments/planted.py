@@ -11,7 +11,6 @@ import os
 import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -212,7 +211,15 @@ def write_files(
         },
         RECORD: record,
     }
-    contents |= {f"relations/{relation.id}.json": asdict(relation) for relation in relations}
+    contents |= {
+        f"relations/{one.id}.json": {
+            "id": one.id,
+            "name": one.name,
+            "category": one.category,
+            "pairs": one.pairs,
+        }
+        for one in relations
+    }
     for name, content in contents.items():
         text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
         (directory / name).write_text(text, "utf-8")

@@ -64,7 +64,7 @@ def choose_relations(max_pairs: int = MAX_PAIRS) -> tuple[Relation, ...]:
         frequency[relation][pair[1]] += 1
         sources.add(pair[0])
         owner |= dict.fromkeys(pair, relation)
-    return tuple(Relation(r.id, r.name, r.category, tuple(chosen[r.id])) for r in relations)
+    return tuple(Relation(r.id, tuple(chosen[r.id]), r.name, r.category) for r in relations)
 
 
 def make_vocabulary() -> dict[str, int]:

@@ -1,5 +1,6 @@
 """What makes going on after a kill safe: one run at a time, the same run, the same weights."""
 
+import ast
 import contextlib
 import dataclasses
 import hashlib
@@ -11,28 +12,28 @@ from typing import NamedTuple
 
 import jax
 
-from experiments.config import RunConfig
+from experiments.config import RunConfig, config_to_json
 from experiments.stages import versions
-from experiments.subject import GENERATORS, Subject
 from experiments.units import Units
 from headjax.data.prompt_sets import read_prompts
 from headjax.engine.mesh import is_first_process
 from headjax.errors import InputError
 from headjax.io import hold_lock, remove_temporary
 from headjax.parameters.converted import DAMAGED
+from headjax.study import GENERATORS, Prompts, Study
 
 LOCK = ".headjax-run.lock"
-PACKAGES = ("checkpoints_convert", "experiments", "headjax", "kernels")
-_elsewhere, _computes, _shown = "what is there is in the key", "how it is computed", "how grids are shown"
-# Field -> why it is not in the key: it changes no grid.
-NOT_IN_KEY = {
-    **dict.fromkeys(("model", "relations_dir", "prompts"), _elsewhere),
-    **dict.fromkeys(("out", "checkpoint_dir"), "where things are"),
-    **dict.fromkeys(("mesh", "parallel", "distributed"), _computes),
-    **dict.fromkeys(("device_memory", "rate"), "only plans read it"),
-    **dict.fromkeys(("threshold", "count_suppression", "latex", "circuits", "heat_maps"), _shown),
-    **dict.fromkeys(("orientation", "origin", "compare"), _shown),
-}
+PACKAGES = ("checkpoints_convert", "headjax", "kernels")
+# What a run's numbers do not depend on: how figures and tables show them.
+SHOWS = ("headjax/figures", "headjax/report")
+# Fields that are not in the key, as dotted names: what is there is in it, or they change no grid.
+NOT_IN_KEY = frozenset(
+    {
+        *("model", "out", "checkpoint_dir", "distributed", "compare", "report"),
+        *("data.relations_dir", "data.relations", "data.prompts"),
+        *("compute.mesh", "compute.parallel", "compute.device_memory", "compute.rate"),
+    }
+)
 
 
 class FileState(NamedTuple):
@@ -95,36 +96,56 @@ def list_files(directory: Path) -> dict[str, FileState]:
     return found
 
 
-def determinants(config: RunConfig, subjects: Sequence[Subject]) -> dict[str, object]:
+def determinants(config: RunConfig, studies: Sequence[Study]) -> dict[str, object]:
     """Everything that the numbers depend on, as JSON: of files what they hold, not where they are."""
-    fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_IN_KEY}
-    known = {*GENERATORS, *(pairs.relation.id for subject in subjects for pairs in subject.pairs)}
-    prompts = [  # names of prompts from files are only where they were read
-        name if name in known else [dataclasses.asdict(p) | {"name": ""} for p in read_prompts(name)]
-        for name in config.prompt_sets
-    ]
+    values = config_to_json(config)
+    fields = {
+        name: {one: v for one, v in value.items() if f"{name}.{one}" not in NOT_IN_KEY}
+        if name in ("data", "compute")
+        else value
+        for name, value in values.items()
+        if name not in NOT_IN_KEY
+    }
+    # Analyses count with what they are called: grids bear their names.
+    for study in studies[:1]:
+        fields["analyses"] = {
+            name: options
+            | ({"prompts": _prompts(study, config.analyses[name].prompts)} if "prompts" in options else {})
+            for name, options in values["analyses"].items()
+        }
     return {
         "config": fields,
-        "prompts": prompts,
         "models": [
             {
-                "name": subject.display_name,
+                "name": study.display_name,
                 # A streamed model's files are not read to the end: they are known by size, time and header.
                 "files": {
-                    name: file.get("sha256", file) for name, file in subject.provenance["files"].items()
+                    name: file.get("sha256", file)
+                    for name, file in study.parameters.provenance["files"].items()
                 },
-                "config": dataclasses.asdict(subject.config),
+                "config": dataclasses.asdict(study.config),
                 "relations": [
                     dataclasses.asdict(relation)
-                    for relation in (*(p.relation for p in subject.pairs), *(r for r, _ in subject.skipped))
+                    for relation in (*(p.relation for p in study.pairs), *(r for r, _ in study.skipped))
                 ],
             }
-            for subject in subjects
+            for study in studies
         ],
         "versions": {name: version for name, version in versions().items() if name != "matplotlib"},
         "code": code_digest(),
         "device": [jax.default_backend(), jax.devices()[0].device_kind],
     }
+
+
+def _prompts(study: Study, prompts: Prompts) -> list[object]:
+    """Sets of prompts by name, those of files and of users by what they hold."""
+    known = {*GENERATORS, *(pairs.relation.id for pairs in study.pairs)}
+    described: list[object] = []
+    for name in study.prompt_sets(prompts):
+        own = name if isinstance(name, tuple) else () if name in known else read_prompts(name)
+        # Names of prompts from files are only where they were read.
+        described.append([dataclasses.asdict(p) | {"name": ""} for p in own] or name)
+    return described
 
 
 def run_key(determined: dict[str, object]) -> str:
@@ -133,11 +154,12 @@ def run_key(determined: dict[str, object]) -> str:
 
 
 def code_digest() -> str:
-    """sha256 of our own source files."""
+    """sha256 of our own code, as far as it determines numbers: neither comments nor what only shows them."""
     root = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
     for package in PACKAGES:
         for file in sorted((root / package).rglob("*.py")):
-            content = file.read_bytes()
-            digest.update(f"{file.relative_to(root)} {len(content)}\n".encode() + content)
+            name = file.relative_to(root).as_posix()
+            if not name.startswith(SHOWS):
+                digest.update(f"{name}\n{ast.dump(ast.parse(file.read_bytes()))}\n".encode())
     return digest.hexdigest()

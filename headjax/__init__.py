@@ -7,14 +7,28 @@ import logging
 from importlib import import_module
 from typing import Any
 
+__version__ = "0.1.0"
+
 _EXPORTS = {
-    "Head": "headjax.axes",
-    "HeadEdit": "headjax.model.edits",
-    "InputError": "headjax.errors",
-    "ModelConfig": "headjax.config",
-    "Output": "headjax.model",
-    "Transformer": "headjax.model",
-    "load_model": "headjax.zoo",
+    "Compute": ("headjax.study", "Compute"),
+    "Data": ("headjax.study", "Data"),
+    "GridSet": ("headjax.grid", "GridSet"),
+    "Head": ("headjax.axes", "Head"),
+    "HeadEdit": ("headjax.model.edits", "HeadEdit"),
+    "HeadGrid": ("headjax.grid", "HeadGrid"),
+    "InputError": ("headjax.errors", "InputError"),
+    "ModelConfig": ("headjax.config", "ModelConfig"),
+    "Output": ("headjax.model", "Output"),
+    "Prompt": ("headjax.data.prompts", "Prompt"),
+    "Relation": ("headjax.data.relations", "Relation"),
+    "Result": ("headjax.result", "Result"),
+    "Study": ("headjax.study", "Study"),
+    "Transformer": ("headjax.model", "Transformer"),
+    "analyses": ("headjax.analyses", ""),
+    "figures": ("headjax.figures", ""),
+    "load_model": ("headjax.parameters.cache", "load_model"),
+    "load_relations": ("headjax.data.relations", "load_relations"),
+    "open": ("headjax.study", "open_study"),
 }
 __all__ = sorted(_EXPORTS)
 
@@ -25,7 +39,9 @@ logging.getLogger("transformers").addFilter(lambda record: "PyTorch was not foun
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
         raise AttributeError(f"module 'headjax' has no attribute {name!r}")
-    return getattr(import_module(_EXPORTS[name]), name)
+    module, member = _EXPORTS[name]
+    found = import_module(module)
+    return getattr(found, member) if member else found
 
 
 def __dir__() -> list[str]:

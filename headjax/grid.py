@@ -6,11 +6,14 @@ figures and tables are drawn again from it without the model.
 """
 
 import csv
+import html
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax import Array
@@ -23,7 +26,10 @@ from headjax.io import atomic_write
 CSV_COLUMNS = (
     *("model", "relation", "category", "kind", "layer", "head", "score", "n_pairs"),
     *("template", "metric", "stderr", "clean", "clean_stderr"),  # empty where not used
+    *("analysis", "replacement", "positions"),
 )
+# What tells grids apart.
+COORDINATES = ("model", "analysis", "kind", "relation", "template", "metric", "replacement", "positions")
 SUPPRESSION = "_suppression"  # the kind "static" has the suppression kind "static_suppression", and so on
 
 
@@ -67,6 +73,8 @@ class HeadGrid:
     behind each score; `samples` holds the values of each of them, `stderr` the standard error of their mean.
     `clean` is what an effect is held against: the mean over the same prompts of the metric itself where no
     head is touched (of path patching, which gives a percentage: of the logit difference), and its error.
+    `analysis` is the name under which the run asked for it; `replacement` and `positions` say what an
+    ablation put in a head's place, and where.
     """
 
     scores: Float[Array | np.ndarray, "L H"]
@@ -82,6 +90,9 @@ class HeadGrid:
     samples: Float[Array | np.ndarray, "N L H"] | None = None
     clean: float | None = None
     clean_stderr: float | None = None
+    analysis: str = ""
+    replacement: str = ""
+    positions: str = ""
 
     def __post_init__(self):
         for field in ("scores", "stderr", "samples"):
@@ -90,7 +101,35 @@ class HeadGrid:
         if not self.name:
             object.__setattr__(self, "name", self.relation.replace("_", " ").capitalize())
 
-    def top(self, k: int) -> list[tuple[Head, float]]:
+    def __repr__(self) -> str:
+        named = (self.model, self.analysis, self.kind, self.relation, self.metric, self.template)
+        L, H = self.scores.shape
+        return f"HeadGrid({', '.join(filter(None, named))}: {L} layers x {H} heads, {self.n_pairs} pairs)"
+
+    def plot(self, **how: Any) -> Any:
+        """A heat map (`headjax.figures.plot_grids`); a figure that notebooks show."""
+        return GridSet((self,)).plot(**how)
+
+    def _repr_html_(self) -> str:
+        """A small heat map, a cell a head; hovering says which and how much."""
+        largest = float(np.nanmax(np.abs(self.scores))) if np.isfinite(self.scores).any() else 1.0
+        signed = measure(self.kind).helps != 0 or bool((self.scores < 0).any())
+        rows = []
+        for head in range(self.scores.shape[1]):
+            cells = []
+            for layer in range(self.scores.shape[0]):
+                score = float(self.scores[layer, head])
+                strength = 0.0 if np.isnan(score) else min(abs(score) / (largest if signed else 1.0), 1.0)
+                color = "178,24,43" if score > 0 or not signed else "33,102,172"
+                style = f"width:9px;height:9px;padding:0;background:rgba({color},{strength:.2f})"
+                cells.append(f'<td title="L{layer}H{head} {score:.3g}" style="{style}"></td>')
+            rows.append(f"<tr>{''.join(cells)}</tr>")
+        table = "border-collapse:collapse;border:1px solid #999;display:inline-table"
+        return (
+            f'<div><div>{html.escape(repr(self))}</div><table style="{table}">{"".join(rows)}</table></div>'
+        )
+
+    def top(self, k: int = 5) -> list[tuple[Head, float]]:
         """The k heads with the highest scores, best first; ties by layer, then head; NaN last."""
         best = np.argsort(-self.scores, axis=None, kind="stable")[:k]
         heads = [Head(*divmod(int(i), self.scores.shape[1])) for i in best]
@@ -111,6 +150,69 @@ class GridSet:
 
     def __add__(self, other: "GridSet") -> "GridSet":
         return GridSet(self.grids + other.grids)
+
+    def __getitem__(self, word: str) -> "GridSet":
+        """The grids that a word picks out: of a metric, a kind ("static", or the end of one: "induction"), a
+        relation, a template, an analysis or a model, the first of these that it fits.
+
+        Raises InputError, with the words there are, where it fits none.
+        """
+        for field in ("metric", "kind", "relation", "template", "analysis", "model"):
+            own = self.select(**{field: word})
+            if field == "kind":
+                own = own or GridSet(tuple(grid for grid in self if grid.kind.endswith(f"_{word}")))
+            if own:
+                return own
+        known = {value for f in ("metric", "kind", "relation") for value in self.values(f) if value}
+        raise InputError(
+            f"grids are picked by {', '.join(sorted(known)) or 'nothing, there are none'}; got {shown(word)}"
+        )
+
+    @property
+    def one(self) -> HeadGrid:
+        """The only grid. Raises InputError, with what tells them apart, where there are several or none."""
+        if len(self) != 1:
+            apart = {f: self.values(f) for f in COORDINATES if len(self.values(f)) > 1}
+            told = "; ".join(f"{field}: {', '.join(map(str, values))}" for field, values in apart.items())
+            rule = "one grid is meant: pick it by [...] or select(...)"
+            raise InputError(f"{rule}; here are {len(self)}{'; ' * bool(told)}{told}")
+        return self.grids[0]
+
+    def top(self, k: int = 5) -> list[tuple[Head, float]]:
+        """The k heads with the highest scores of the only grid (`HeadGrid.top`)."""
+        return self.one.top(k)
+
+    def plot(self, **how: Any) -> Any:
+        """The grids side by side as heat maps (`figures.plot_grids`); a figure that notebooks show."""
+        from headjax.figures import plot_grids
+
+        return plot_grids(self, **how)
+
+    def to_dataframe(self) -> Any:
+        """A row for each grid, layer and head, in the columns of scores.csv, as a pandas DataFrame."""
+        pandas = _import("pandas")
+        return pandas.DataFrame(list(_rows(self)), columns=list(CSV_COLUMNS))
+
+    def to_xarray(self) -> Any:
+        """The scores [grid, layer, head] as an xarray DataArray, coordinates along the first axis; the grids
+        must be of one size."""
+        xarray = _import("xarray")
+        if len({grid.scores.shape for grid in self}) > 1:
+            raise InputError(
+                f"grids of one array are of one size; here are {', '.join(self.values('model'))}"
+            )
+        coordinates = {f: ("grid", [getattr(grid, f) for grid in self]) for f in COORDINATES}
+        scores = np.stack([grid.scores for grid in self]) if self.grids else np.zeros((0, 0, 0), np.float32)
+        return xarray.DataArray(scores, dims=("grid", "layer", "head"), coords=coordinates, name="score")
+
+    def __repr__(self) -> str:
+        what = ", ".join(f"{len(self.select(kind=kind))} {kind}" for kind in self.values("kind"))
+        return f"GridSet({what or 'empty'})"
+
+    def _repr_html_(self) -> str:
+        shown = "".join(grid._repr_html_() for grid in self.grids[:4])
+        more = f"<p>and {len(self) - 4} more: {html.escape(repr(self))}</p>" if len(self) > 4 else ""
+        return f"<div>{shown}{more}</div>"
 
     def select(self, **coordinates) -> "GridSet":
         """The grids whose fields have these values: `select(model="Phi-2", kind=("static", "ablation"))`.
@@ -135,33 +237,50 @@ def save_csv(grids: GridSet, path: str | Path) -> None:
     with atomic_write(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(CSV_COLUMNS)
-        for grid in grids:
-            before = (grid.model, grid.relation, grid.category, grid.kind)
-            after = (grid.n_pairs, grid.template, grid.metric)
-            clean = ["" if value is None else value for value in (grid.clean, grid.clean_stderr)]
+        for row in _rows(grids):
             # str() of a numpy float32 is the shortest text that reads back exactly.
-            writer.writerows(
-                (
-                    *before,
-                    layer,
-                    head,
-                    str(score),
-                    *after,
-                    "" if grid.stderr is None else str(grid.stderr[layer, head]),
-                    *clean,
-                )
-                for (layer, head), score in np.ndenumerate(grid.scores)
-            )
+            writer.writerow("" if cell is None else str(cell) for cell in row)
+
+
+def _rows(grids: GridSet) -> Iterator[tuple]:
+    """The rows of scores.csv; None where a column does not apply."""
+    for grid in grids:
+        before = (grid.model, grid.relation, grid.category, grid.kind)
+        after = (grid.n_pairs, grid.template, grid.metric)
+        more = (grid.clean, grid.clean_stderr, grid.analysis, grid.replacement, grid.positions)
+        for at, score in np.ndenumerate(grid.scores):
+            yield *before, *at, score, *after, None if grid.stderr is None else grid.stderr[at], *more
+
+
+def _import(name: str) -> ModuleType:
+    """A package that is needed for this alone."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise InputError(
+            f"this needs the package {name}; it is not installed (pip install {name})"
+        ) from error
 
 
 # scores.npz. A row is a grid. For each kind:
 #   KIND                           float32 [row, layer, head]
 #   KIND.stderr, KIND.samples      float32 [row, layer, head], [row, prompt, layer, head]; only where measured
-#   KIND.relation, .name, .category, .model, .template, .metric     text [row]
+#   KIND.relation, .name, .category, .model, .template, .metric,    text [row]
+#   KIND.analysis, .replacement, .positions                         text [row]
 #   KIND.n_pairs, .n_layers, .n_heads, .n_samples                   int [row]
 #   KIND.clean, .clean_stderr      float64 [row]; NaN where there is none
 # Grids of different sizes are padded with NaN to the largest; the sizes say what is theirs.
-_TEXTS = ("relation", "name", "category", "model", "template", "metric")
+_TEXTS = (
+    "relation",
+    "name",
+    "category",
+    "model",
+    "template",
+    "metric",
+    "analysis",
+    "replacement",
+    "positions",
+)
 _ARRAYS = ("scores", "stderr", "samples")
 _CLEAN = ("clean", "clean_stderr")
 

@@ -1,35 +1,18 @@
-"""Names of models, where their files are, and `load_model`."""
+"""Names of models, and where their files are."""
 
 import contextlib
-import dataclasses
 import difflib
-import hashlib
+import importlib.metadata
 import os
 import re
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import jax.numpy as jnp
-from jax.sharding import Mesh
-from jax.typing import DTypeLike
+from typing import NamedTuple
 
 from headjax.errors import InputError, shown
-from headjax.inputs import check_settings
 from headjax.io import read_json
-from headjax.model import Transformer, build_model
-from headjax.parameters.converted import (
-    DamagedError,
-    check_files,
-    is_converted,
-    read_config,
-    read_parameters,
-    read_provenance,
-    was_damaged,
-)
+from headjax.parameters.converted import is_converted, read_provenance
 
 
 class Entry(NamedTuple):
@@ -113,6 +96,29 @@ class Source(NamedTuple):
     revision: str | None
 
 
+# Models that a package beside this one brings along or builds: name -> a function of the directory that it
+# may build in and a seed, which gives the model's directory. `resolve` looks for them under the entry points
+# "headjax.models" too.
+BESIDE: dict[str, Callable[[Path, int], Path]] = {}
+
+
+def cache_directory(checkpoint_dir: str | Path | None = None) -> Path:
+    """Where converted checkpoints are kept: as given, $HEADJAX_CACHE, or ~/.cache/headjax/checkpoints."""
+    return Path(
+        checkpoint_dir or os.environ.get("HEADJAX_CACHE") or "~/.cache/headjax/checkpoints"
+    ).expanduser()
+
+
+def resolve(name: str | Path, checkpoint_dir: str | Path | None = None, seed: int = 0) -> str | Path:
+    """The directory of a model that comes along or is built on the spot ("trained", "planted"); any other
+    name as it is."""
+    build = BESIDE.get(str(name))
+    if build is None:
+        for entry in importlib.metadata.entry_points(group="headjax.models", name=str(name)):
+            build = entry.load()
+    return name if build is None else build(cache_directory(checkpoint_dir), seed)
+
+
 def find_entry(name: str) -> Entry | None:
     """The model of an alias or of a Hub id, under its current id; None where it is neither.
 
@@ -139,7 +145,7 @@ def _find_named(name: str) -> Entry | None:
     return None
 
 
-def find_source(name: str | Path) -> Source:
+def find_source(name: str | Path | Source) -> Source:
     """A model's files: a directory as it is, anything else from the Hub by way of its cache.
 
     The cache's environment variables hold (HF_HOME, HF_HUB_OFFLINE, HF_TOKEN, HF_ENDPOINT, ...); only
@@ -147,6 +153,8 @@ def find_source(name: str | Path) -> Source:
     checkpoint (an adapter, pointers in place of files, another format), and where the Hub does not give
     the model.
     """
+    if isinstance(name, Source):
+        return name
     directory = _as_directory(name)
     if directory is not None:
         if not is_converted(directory):
@@ -318,46 +326,6 @@ def display_names(names: Sequence[str | Path]) -> list[str]:
     return found
 
 
-# --- converted checkpoints ----------------------------------------------------------------------------
-
-
-def ensure_converted(
-    name: str | Path,
-    checkpoint_dir: str | Path | None,
-    convert: Callable[..., Any],
-    ignore_fields: Collection[str] = (),
-) -> Path:
-    """A model's converted checkpoint, made by `convert(name, directory, ignore_fields=...)` where none is up
-    to date.
-
-    They are kept in `checkpoint_dir`, by default $HEADJAX_CACHE or ~/.cache/headjax/checkpoints; a damaged
-    one is made again, and one made with ignored fields has its own place. A converted directory is its own;
-    raises InputError where that one is damaged, or was made without ignoring what is to be ignored now.
-    """
-    source = find_source(name)
-    ignored = ignored_fields(source.directory, ignore_fields)
-    if is_converted(source.directory):
-        check_files(source.directory, TOKENIZER_FILES)
-        made = read_provenance(source.directory).get("ignored_fields", [])
-        if not set(ignored) <= set(made):
-            raise InputError(
-                f"{source.directory}: was converted with ignore_fields={','.join(made)}, and must be "
-                f"converted again to ignore others; got {','.join(ignored)}"
-            )
-        return source.directory
-    root = checkpoint_dir or os.environ.get("HEADJAX_CACHE") or "~/.cache/headjax/checkpoints"
-    label = source.id.replace("/", "--")
-    if source.revision is None:
-        digest = hashlib.sha256(str(source.directory).encode()).hexdigest()
-        label = f"{source.directory.name}-{digest[:8]}"
-    if ignored:
-        label = f"{label}-ignoring-{hashlib.sha256(','.join(ignored).encode()).hexdigest()[:8]}"
-    target = Path(root).expanduser() / label
-    if not _is_current(target, source.directory, ignored):
-        convert(name, target, ignore_fields=ignored)
-    return target
-
-
 def ignored_fields(directory: Path, ignore_fields: Collection[str]) -> list[str]:
     """Which of the names a directory's config.json has; a field within another is `rope_scaling.factor`."""
     if not ignore_fields or not (directory / "config.json").is_file():
@@ -366,89 +334,3 @@ def ignored_fields(directory: Path, ignore_fields: Collection[str]) -> list[str]
     objects = {name: value for name, value in values.items() if isinstance(value, dict)}
     inner = (f"{name}.{field}" for name, value in objects.items() for field in value)
     return sorted({*values, *inner} & set(ignore_fields))
-
-
-def _is_current(converted: Path, source: Path, ignored: list[str]) -> bool:
-    """Whether the source still holds just the files that were converted, unchanged, read in the same way."""
-    if not is_converted(converted):
-        return False
-    try:
-        check_files(converted, TOKENIZER_FILES)
-        if was_damaged(converted):
-            raise DamagedError(f"{converted}: was found damaged when it was read")
-        provenance = read_provenance(converted)
-        if provenance.get("ignored_fields", []) != ignored:
-            return False
-        files = provenance["files"]
-    except DamagedError as error:  # or of another format version
-        print(f"{error}; converting it again", file=sys.stderr)
-        return False
-    weights = next((name for name in WEIGHT_FILES if (source / name).is_file()), None)
-    tokenizer = {name for name in TOKENIZER_FILES if (source / name).is_file()}
-    if not {"config.json", weights, *tokenizer} <= set(files):
-        return False
-    return all(_is_unchanged(source / name, recorded) for name, recorded in files.items())
-
-
-def _is_unchanged(file: Path, recorded: dict[str, Any]) -> bool:
-    if not file.is_file() or file.stat().st_size != recorded["size"]:
-        return False
-    if file.stat().st_mtime_ns == recorded["mtime_ns"]:
-        return True
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest() == recorded["sha256"]
-
-
-def _convert_in_subprocess(name: str | Path, target: Path, ignore_fields: Collection[str]) -> None:
-    """The converter depends on this package, not the reverse; and needs no accelerator."""
-    root = str(Path(__file__).resolve().parents[1])
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
-        "JAX_PLATFORMS": "cpu",
-        "HF_HUB_OFFLINE": "1",  # the files are here by now
-    }
-    command = [sys.executable, "-m", "checkpoints_convert", f"--model={name}", f"--out={target}"]
-    command += [f"--ignore_fields={','.join(ignore_fields)}"] if ignore_fields else []
-    process = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if process.returncode == 2:
-        raise InputError(process.stderr.strip().splitlines()[-1].removeprefix("error: "))
-    if process.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{process.stderr}")
-
-
-def load_model(
-    name: str | Path,
-    dtype: DTypeLike = jnp.float32,
-    mesh: Mesh | None = None,
-    precision: str = "highest",
-    checkpoint_dir: str | Path | None = None,
-    implementation: str | None = None,
-    ignore_fields: Collection[str] = (),
-) -> Transformer:
-    """Loads a model by alias ("gpt2-xl"), Hugging Face id or directory (Hugging Face's or converted).
-
-    Behind an `@`, alias or id may name a revision: "pythia-70m@step3000".
-
-    A model is converted once, into `checkpoint_dir` (default: $HEADJAX_CACHE or
-    ~/.cache/headjax/checkpoints), and read from there.
-
-    Args:
-      dtype: of the parameters in memory.
-      mesh: devices to spread the parameters over (`headjax.engine.mesh`); JAX's default device where None.
-      precision: of every matrix product; "highest" makes float32 mean float32 on every device.
-      implementation: of the kernels (`kernels/<op>/api.py`); None: each op's default.
-      ignore_fields: of config.json, to treat as absent where the converter does not understand them and you
-        know that they change nothing.
-
-    Raises InputError where there is no such model or its files do not fit, and for unknown settings.
-    """
-    check_settings(dtype, precision, implementation)
-    directory = ensure_converted(name, checkpoint_dir, _convert_in_subprocess, ignore_fields)
-    try:
-        parameters = read_parameters(directory, dtype=dtype, mesh=mesh)
-    except DamagedError:  # one of the cache is converted again, any other refused again
-        directory = ensure_converted(name, checkpoint_dir, _convert_in_subprocess, ignore_fields)
-        parameters = read_parameters(directory, dtype=dtype, mesh=mesh)
-    config = read_config(directory)
-    config = dataclasses.replace(config, precision=precision, implementation=implementation)
-    return build_model(config, parameters)

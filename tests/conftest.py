@@ -50,6 +50,14 @@ def shared_data() -> Path:
     return SHARED_DATA
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_file() -> Iterator[None]:
+    """Every compiled program holds memory maps, of which Linux gives a process 65,530: one that kept the
+    programs of all files would crash."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def count_compiles():
     """A context manager whose list grows by the name of every program that XLA compiles inside it."""

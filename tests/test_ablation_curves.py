@@ -6,7 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from headjax.analyses.ablation_curves import (
+from headjax.analyses.head_ablation import head_ablation
+from headjax.axes import Head
+from headjax.data.prompts import PromptBatch
+from headjax.engine.curves import (
     Curve,
     RelationCurves,
     ablation_curves,
@@ -14,9 +17,6 @@ from headjax.analyses.ablation_curves import (
     control_faults,
     rank_heads,
 )
-from headjax.analyses.head_ablation import head_ablation
-from headjax.axes import Head
-from headjax.data.prompts import PromptBatch
 from headjax.errors import InputError
 from headjax.model import Transformer
 from headjax.model.edits import HeadEdit

@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from checkpoints_convert import convert, ensure
+from checkpoints_convert import convert
 from headjax import load_model
 from headjax.config import ModelConfig
 from headjax.engine.mesh import PARAMETER_AXES, parameter_sharding
 from headjax.errors import InputError
 from headjax.model import parameter_shapes
+from headjax.parameters.cache import ensure_converted
 from headjax.parameters.converted import (
     check_files,
     is_converted,
@@ -328,10 +329,9 @@ def test_files_beside_the_parameters_are_checked(written, tmp_path: Path):
 def test_a_damaged_one_is_converted_again_in_the_cache_and_refused_by_name(
     tmp_path: Path, capfd, monkeypatch
 ):
-    monkeypatch.setattr("headjax.zoo._convert_in_subprocess", convert)  # in this process it is quicker
     torch_oracle.save_model("gpt2", tmp_path / "hf")
     capfd.readouterr()
-    converted = ensure(tmp_path / "hf", tmp_path / "cache")
+    converted = ensure_converted(tmp_path / "hf", tmp_path / "cache")
     embedding = np.array(load_model(converted).W_E)
     assert capfd.readouterr().err == ""
 

@@ -8,7 +8,7 @@ import pytest
 from headjax.analyses.path_patching import Receiver
 from headjax.axes import Head
 from headjax.circuits.discovery import discover_circuit, found_circuit, overlap
-from headjax.circuits.published import read_circuit, write_circuit
+from headjax.circuits.published import circuit_text, read_circuit
 
 SHAPE = (5, 7)
 
@@ -112,7 +112,7 @@ def test_a_found_circuit_is_marks_and_a_file_of_marks(tmp_path):
         "Stage 2, into values: lowers logit difference": (Head(0, 0),),
         "Stage 3, into values: raises logit difference": (Head(1, 3),),
     }
-    write_circuit(circuit, tmp_path / "found.json")
+    (tmp_path / "found.json").write_text(circuit_text(circuit))
     read = read_circuit(tmp_path / "found.json")
     assert (read.roles, read.legend) == (circuit.roles, "Found by path patching (a task)")
 

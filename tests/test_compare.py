@@ -14,17 +14,19 @@ from experiments.compare import (
     Comparison,
     check_comparison,
     compare,
+    comparison_table,
+    draw_comparison,
     is_model,
     judge,
 )
-from experiments.config import RunConfig
-from experiments.draw_papers import draw_comparison
 from experiments.published import COMPARISONS, Published, load_direct_effects, load_published
-from experiments.tables_papers import comparison_table, read_comparison, write_comparison
 from headjax.circuits.published import CIRCUITS
 from headjax.errors import InputError
 from headjax.grid import GridSet, HeadGrid
 from headjax.report.curve_tables import CurveRow
+from headjax.report.table import Table, read_rows
+from headjax.result import Result
+from tests.helpers.runs import run_config
 
 L, H = 12, 12
 SUFFIX = {"plain": "", "suppression": "_suppression"}
@@ -74,7 +76,7 @@ def test_largest_scores_agree_differ_or_are_not_measured():
     assert (capital.published, capital.verdict) == (0.98, "agrees")
     assert capital.difference == pytest.approx(-0.019, abs=1e-6)
     # With the user's own words the tolerance is wider, but not so wide.
-    wider = compare(grids, [], ["maps_scores"])
+    wider = compare(Result(grids), ["maps_scores"])
     assert rows_of(wider, relation="word_to_antonym", kind="suppression")[0].verdict == "differs"
     assert wider[0].tolerance > found[0].tolerance
 
@@ -87,7 +89,7 @@ def test_correlations_come_from_static_and_dynamic_grids():
         scores = static + noise * rng.normal(size=(L, H))
         grids.append(grid(scores, "copying", kind, template="<X>"))
     grids = GridSet(tuple(grids))
-    found = compare(grids, [], ["maps_correlations", "maps_multi_token"])
+    found = compare(Result(grids), ["maps_correlations", "maps_multi_token"])
     for table in ("maps_correlations", "maps_multi_token"):
         measured = [row for row in rows_of(found, table=table) if row.verdict != "not measured"]
         assert [(row.relation, row.kind, row.measure) for row in measured] == [
@@ -102,9 +104,9 @@ def test_correlations_come_from_static_and_dynamic_grids():
     assert [row.verdict for row in found if row.verdict != "not measured"][0:2] == ["agrees", "differs"]
 
 
-def curve(kind: str, prompts: str, accuracy: list[float]) -> list[tuple[str, CurveRow]]:
+def curve(kind: str, prompts: str, accuracy: list[float]) -> list[CurveRow]:
     return [
-        ("GPT-2 xl", CurveRow("country_to_capital", kind, prompts, n, "", a, a, a, 0, 0, 0))
+        CurveRow("GPT-2 xl", "country_to_capital", kind, prompts, n, "", a, a, a, 0, 0, 0)
         for n, a in enumerate(accuracy)
     ]
 
@@ -118,7 +120,10 @@ def test_accuracies_are_read_where_as_many_heads_are_gone_as_published(length: i
     for control, start in (("copying", 0.8), ("name_copying", 0.6)):
         curves += curve("control", control, [start] * length)
     grids = GridSet((grid(peak(1.0), "country_to_capital", "static"),))
-    found = rows_of(compare(grids, curves, ["maps_causal"]), relation="country_to_capital")
+    found = rows_of(
+        compare(Result(grids, {"ablation_curves": tuple(curves)}), ["maps_causal"]),
+        relation="country_to_capital",
+    )
     ours = {row.measure: row for row in found}
     assert set(ours) == set(TOLERANCES["maps_causal"])
     assert ours["base"].ours == pytest.approx(0.9)
@@ -126,7 +131,7 @@ def test_accuracies_are_read_where_as_many_heads_are_gone_as_published(length: i
     assert ours["control_base"].ours == ours["control_removed"].ours == pytest.approx(0.7)
     # Published 0.83 +- 0.07: two standard deviations are added.
     assert ours["random_removed"].tolerance == pytest.approx(TOLERANCES["maps_causal"]["base"][1] + 0.14)
-    others = compare(grids, curves, ["maps_causal"])
+    others = compare(Result(grids, {"ablation_curves": tuple(curves)}), ["maps_causal"])
     assert {row.verdict for row in others if row.relation != "country_to_capital"} == {"not measured"}
 
 
@@ -142,7 +147,7 @@ def test_copy_scores_of_the_circuit_and_of_all_heads():
             grid(negated, "ioi_names", "copy_score_suppression", "GPT-2 small"),
         )
     )
-    found = {(row.kind, row.measure): row for row in compare(grids, [], ["ioi_copy_scores"])}
+    found = {(row.kind, row.measure): row for row in compare(Result(grids), ["ioi_copy_scores"])}
     assert found["plain", "least_circuit_head"].ours == pytest.approx(0.93)
     assert found["plain", "mean_head"].ours == pytest.approx(plain.mean(), abs=1e-6)
     assert found["suppression", "mean_circuit_head"].ours == pytest.approx(0.75)
@@ -160,7 +165,7 @@ def test_direct_effects_are_compared_by_rank():
     def verdict(scores: np.ndarray) -> Comparison:
         attribution = grid(scores, "ioi", "logit_attribution", "GPT-2 small", metric="logit")
         difference = grid(-scores, "ioi", "logit_attribution", "GPT-2 small", metric="logit_diff")
-        (row,) = compare(GridSet((attribution, difference)), [], ["ioi_direct_effects"])
+        (row,) = compare(Result(GridSet((attribution, difference))), ["ioi_direct_effects"])
         return row
 
     assert verdict(3 * effects).ours == pytest.approx(1)
@@ -173,9 +178,9 @@ def test_another_models_checkpoint_under_a_published_name_is_refused():
     small = np.zeros((3, 7))
     attribution = grid(small, "ioi", "logit_attribution", "gpt2", metric="logit")
     with pytest.raises(InputError, match=r"gpt2 has \(layers, heads\) \(12, 12\); gpt2 has \(3, 7\)"):
-        compare(GridSet((attribution,)), [], ["ioi_direct_effects"])
+        compare(Result(GridSet((attribution,))), ["ioi_direct_effects"])
     with pytest.raises(InputError, match="L8H6 and 14 more"):
-        compare(GridSet((grid(small, "ioi_names", "copy_score", "gpt2"),)), [], ["ioi_copy_scores"])
+        compare(Result(GridSet((grid(small, "ioi_names", "copy_score", "gpt2"),))), ["ioi_copy_scores"])
 
 
 @pytest.mark.parametrize(
@@ -199,7 +204,7 @@ def test_models_go_by_their_alias_display_name_or_directory():
     assert not is_model("llama-3.1-8b", "Llama-3.1 8B Instruct")
     assert not is_model("gpt2", "GPT-2 xl")
     two = GridSet(tuple(grid(peak(0.5), "copying", "static", model) for model in ("GPT-2 xl", "Pythia 12B")))
-    found = compare(two, [], ["maps_scores"])
+    found = compare(Result(two), ["maps_scores"])
     assert len(rows_of(found, model="Pythia 12B")) == len(published_scores("pythia-12b"))
 
 
@@ -212,14 +217,15 @@ def test_every_table_has_its_measures_tolerances_and_needs():
 
 
 def test_the_file_the_text_and_the_figure(tmp_path: Path):
-    config = RunConfig(model="gpt2-xl", compare=("maps_scores",), out=str(tmp_path))
+    config = run_config(model="gpt2-xl", compare=("maps_scores",), out=str(tmp_path))
     ours = published_scores("gpt2-xl")
     ours["copying", "plain"] = 0.99
     del ours["name_copying", "plain"]
     grids = GridSet(tuple(grid(peak(v), r, "static" + SUFFIX[k]) for (r, k), v in ours.items()))
-    expected = compare(grids, [], config.compare)
-    (file,), (text,) = write_comparison(expected, config)
-    read = read_comparison(file)
+    expected = compare(Result(grids), config.compare)
+    text = comparison_table(expected)
+    (file,) = Table("comparison", Comparison._fields, expected).write(tmp_path)
+    read = list(read_rows(file, Comparison))
     assert [row[:6] + row[10:] for row in read] == [row[:6] + row[10:] for row in expected]
     np.testing.assert_array_equal([row[6:10] for row in read], [row[6:10] for row in expected])
     with open(file, newline="") as opened:
@@ -228,15 +234,14 @@ def test_the_file_the_text_and_the_figure(tmp_path: Path):
     assert f"GPT-2 xl against the published maps_scores: {n - 2} agrees, 1 differs, 1 not measured" in text
     assert "nan" not in text
     assert comparison_table(read) == text
-    assert {path.suffix for path in draw_comparison(read, config)} == {".png", ".pdf"}
-    assert write_comparison([], RunConfig(model="gpt2-xl", out=str(tmp_path))) == ([], [])
+    assert {path.suffix for path in draw_comparison(read, tmp_path)} == {".png", ".pdf"}
 
 
 def test_nothing_measured_draws_nothing(tmp_path: Path):
-    config = RunConfig(model="gpt2-xl", compare=("maps_scores",), out=str(tmp_path))
-    rows = compare(GridSet((grid(peak(1.0), "mine", "static"),)), [], config.compare)
+    config = run_config(model="gpt2-xl", compare=("maps_scores",), out=str(tmp_path))
+    rows = compare(Result(GridSet((grid(peak(1.0), "mine", "static"),))), config.compare)
     assert {row.verdict for row in rows} == {"not measured"}
-    assert draw_comparison(rows, config) == ()
+    assert draw_comparison(rows, tmp_path) == ()
 
 
 @pytest.mark.parametrize(
@@ -253,9 +258,9 @@ def test_nothing_measured_draws_nothing(tmp_path: Path):
 )
 def test_a_table_that_does_not_fit_the_run_is_refused(changes: dict, models: list[str], message: str):
     with pytest.raises(InputError, match=message):
-        check_comparison(RunConfig(model="any", **changes), models)
+        check_comparison(run_config(model="any", **changes), models)
 
 
 def test_an_unknown_table_is_refused_by_the_config():
     with pytest.raises(InputError, match="field 'compare' must be one of maps_scores"):
-        RunConfig(model="gpt2", compare=("maps",))
+        run_config(model="gpt2", compare=("maps",))

@@ -1,12 +1,21 @@
 """RunConfig: files, overrides, and what is said about wrong ones."""
 
+import json
 import typing
 from pathlib import Path
 
 import pytest
 
-from experiments.config import RunConfig, config_from_json, config_to_json, load_config
+from experiments.config import SECTIONS, RunConfig, config_from_json, config_to_json, load_config
+from headjax.analyses import CircuitDiscovery
+from headjax.analyses.registry import ANALYSES
+from headjax.data.prompts import Prompt
+from headjax.data.relations import Relation
 from headjax.errors import InputError
+from headjax.options import field_kinds
+from headjax.report.options import Report
+from headjax.study import Data
+from tests.helpers.runs import run_config
 
 
 def _numeric(kind: object) -> bool:
@@ -37,22 +46,27 @@ def test_overrides_take_the_type_of_their_field():
         },
     )
     assert config.model == ("gpt2", "phi-2")
-    assert config.relations == ("copying", "name_copying")
-    assert (config.top_k, config.first_mlp, config.threshold) == (25, False, 0.5)
-    assert (config.relations_dir, config.out) == ("some/where", "7")
+    data = config.data
+    assert data.relations == ("copying", "name_copying")
+    assert (data.top_k, data.first_mlp, config.report.threshold) == (25, False, 0.5)
+    assert (data.relations_dir, config.out) == ("some/where", "7")
 
 
 def test_none_and_all_undo_a_choice():
     config = load_config(
         "gpt2_medium_circuits", {"relations": "all", "heat_maps": "", "top_k": "none", "first_mlp": "None"}
     )
-    assert config.relations == config.heat_maps == ()
-    assert config.top_k is config.first_mlp is None
+    assert config.data.relations == config.report.heat_maps == ()
+    assert config.data.top_k is config.data.first_mlp is None
 
 
 def test_run_json_brings_the_config_back():
     config = load_config("gpt2_medium_circuits", {"model": "gpt2,phi-2", "top_k": "3"})
-    assert config_from_json(config_to_json(config)) == config
+    assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config
+    prompt = Prompt("mine", "The capital of Peru is", "Lima", source=(15, 19))
+    relation = Relation("capitals", [("Peru", "Lima")])
+    config = run_config("gpt2", relations=(relation, "copying"), prompts=(prompt, "ioi"), mesh={"data": 2})
+    assert config_from_json(json.loads(json.dumps(config_to_json(config)))) == config
 
 
 @pytest.mark.parametrize(
@@ -66,7 +80,10 @@ def test_run_json_brings_the_config_back():
         ({"count_suppression": "1"}, "'count_suppression' must be true or false; got '1'"),
         ({"threshold": "high"}, "'threshold' must be a number; got 'high'"),
         ({"dtype": "float64"}, "'dtype' must be one of float32, bfloat16, float16; got 'float64'"),
-        ({"analyses": "relation_score"}, "'analyses' must be one of relation_scores.*; got 'relation_score'"),
+        (
+            {"analyses": "relation_score"},
+            "'analyses' must be one of relation_scores.*; got 'relation_score'; did you mean relation_scores",
+        ),
         ({"model": ","}, "'model' must name at least one"),
         ({"analyses": "all"}, "'analyses' must name at least one; got none"),
         ({"prompts": ","}, "'prompts' must name at least one; got none"),
@@ -77,7 +94,7 @@ def test_run_json_brings_the_config_back():
         ({"analyses": "copy_score,copy_score"}, "'analyses' must name each once; twice: 'copy_score'"),
         ({"relations": '["a", "b", "a"]'}, "'relations' must name each once; twice: 'a'"),
         ({"relations": "[1]"}, "'relations' must be words separated by commas"),
-        ({"prompts": "[" * 9999}, "'prompts' must be a JSON list"),
+        ({"prompts": "[" * 9999}, "'prompts' must be a list in JSON or Python"),
         ({"mesh": "data:2,data:2"}, "'mesh' must name each axis once"),
         ({"mesh": "data:2,rows:2"}, "'mesh' must give data and model"),
         ({"mesh": "model:0"}, "'mesh' must give data and model"),
@@ -85,7 +102,7 @@ def test_run_json_brings_the_config_back():
         ({"distributed": "localhost:1,2,2"}, "'distributed' must be COORDINATOR:PORT,COUNT,ID"),
         ({"distributed": f"localhost:1,{'9' * 5000},2"}, "'distributed' must be COORDINATOR:PORT,COUNT,ID"),
         (
-            {"stream": "true", "analyses": "head_ablation", "ablation": "mean", "mean_over": "tokens"},
+            {"stream": "true", "analyses": "head_ablation", "replacement": "mean", "mean_over": "tokens"},
             "'stream'",
         ),
     ],
@@ -101,7 +118,7 @@ def test_wrong_overrides_are_refused(overrides: dict[str, str], message: str):
         ("x = 1", "must define get_config"),
         ("def get_config(): return {'model': 'gpt2'}", "must return a RunConfig; .* returns dict"),
         (
-            "from experiments.config import RunConfig as R\ndef get_config(): return R('m', top_k='10')",
+            "from experiments.config import RunConfig as R\nfrom headjax.study import Data\ndef get_config(): return R('m', data=Data(top_k='10'))",
             "'top_k' must be a whole number or none; got '10'",
         ),
     ],
@@ -121,34 +138,40 @@ def test_a_missing_config_file_is_named(tmp_path: Path):
 NUMBERS = ("1e400", "-1e400", "nan", "NaN", "Infinity", "-1", "1" * 5000, "9" * 30, "1_000", "٣", "0x10", "")
 
 
-@pytest.mark.parametrize(
-    "name", [name for name, kind in typing.get_type_hints(RunConfig).items() if _numeric(kind)]
-)
-def test_every_number_has_its_range(name: str):
+PARTS = {"": RunConfig, **SECTIONS, **ANALYSES}
+NUMERIC = [
+    (part, name) for part in PARTS for name, kind in field_kinds(PARTS[part]).items() if _numeric(kind)
+]
+
+
+@pytest.mark.parametrize(("part", "name"), NUMERIC)
+def test_every_number_has_its_range(part: str, name: str):
     """Whatever a command line gives: a number of the field's range, or one line."""
+    asked = {"analyses": f"relation_scores,{part}"} if part in ANALYSES and part != "relation_scores" else {}
     for text in NUMBERS:
         with pytest.raises(InputError, match=f"field '{name}' must be") as caught:
-            load_config("demo", {name: text})
+            load_config("relation_scores", asked | {name: text})
         assert len(str(caught.value)) < 300
     for value in (float("nan"), float("inf"), -1, 10**400):
         with pytest.raises(InputError, match=f"field '{name}' must be"):
-            RunConfig(model="gpt2", **{name: value})
+            RunConfig("gpt2", **{name: value}) if part == "" else PARTS[part](**{name: value})
 
 
 def test_shares_are_at_most_one():
-    for name in ("threshold", "top_share"):
-        assert isinstance(getattr(RunConfig(model="gpt2", **{name: 1}), name), float)
+    for options, name in ((Report, "threshold"), (CircuitDiscovery, "top_share")):
+        assert isinstance(getattr(options(**{name: 1}), name), float)
         with pytest.raises(InputError, match=f"'{name}' must be at most 1; got 1.01"):
-            RunConfig(model="gpt2", **{name: 1.01})
+            options(**{name: 1.01})
     with pytest.raises(InputError, match="'n_prompts' must be at most 100000; got 100000000"):
-        RunConfig(model="gpt2", n_prompts=10**8)
+        Data(n_prompts=10**8)
 
 
 def test_a_list_is_words_or_json():
-    for field in ("model", "prompts", "templates"):
-        assert getattr(load_config("demo", {field: '["a, b", "c"]'}), field) == ("a, b", "c")
-        assert getattr(load_config("demo", {field: '["a"]'}), field) == ("a",)
-        assert getattr(load_config("demo", {field: "a,b"}), field) == ("a", "b")
+    for field in ("model", "prompts", "relations"):
+        for text, expected in (('["a, b", "c"]', ("a, b", "c")), ('["a"]', ("a",)), ("a,b", ("a", "b"))):
+            config = load_config("demo", {field: text})
+            assert getattr(config if field == "model" else config.data, field) == expected
+    assert load_config("demo", {"templates": "('<X>, a', '<X> b')"}).data.templates == ("<X>, a", "<X> b")
 
 
 @pytest.mark.parametrize(

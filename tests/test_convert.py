@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from checkpoints_convert import convert, ensure
+from checkpoints_convert import convert
 from checkpoints_convert.engine import BLOCK, Source, open_source
 from checkpoints_convert.families import FAMILIES
 from checkpoints_convert.fields import Fields
@@ -23,6 +23,7 @@ from checkpoints_convert.rules import split_layout, stored_shape
 from headjax.config import Llama3Scaling, ModelConfig, Rotary
 from headjax.engine.mesh import PARAMETER_AXES
 from headjax.errors import InputError
+from headjax.parameters.cache import ensure_converted
 from headjax.parameters.converted import parameter_groups, read_config, read_parameters, read_provenance
 from tests import torch_oracle
 from tests.torch_or_skip import torch
@@ -636,7 +637,7 @@ def test_written_parameters_are_the_files(saved, tmp_path: Path, family: str):
 @pytest.mark.parametrize("name", ["stories260K", "slm4096", "gpt-nano-sort"])
 def test_trained_checkpoints_convert(name: str, shared_data: Path, tmp_path: Path):
     source = shared_data / "checkpoints" / name
-    out = ensure(source, tmp_path)
+    out = ensure_converted(source, tmp_path)
     config = read_config(out)
     tensors = load(source)
     embedding = next(

@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from checkpoints_convert import ensure
 from headjax.analyses import copy_score
-from headjax.analyses.copy_score import checkpoint_weights, copy_scores, model_weights
+from headjax.analyses.copy_score import copy_scores, copy_weights
 from headjax.errors import InputError
-from headjax.parameters.converted import read_config
+from headjax.parameters import InMemory
+from headjax.parameters.cache import ensure_converted
+from headjax.parameters.converted import Converted
 from tests import torch_oracle
 from tests.test_relation_scores import theirs_of_relation_scores
 from tests.torch_or_skip import torch
@@ -70,7 +71,7 @@ def names() -> np.ndarray:
 def test_scores_of_every_family(name: str, names: np.ndarray):
     ours, _ = twins(name)
     least, most = slow_copy_scores(torch_oracle.random_model(name), names)
-    actual = copy_scores(model_weights(ours), names)
+    actual = copy_scores(copy_weights(InMemory(ours)), names)
     for kind, low, high in zip(actual, least, most, strict=True):
         assert kind.shape == low.shape
         assert (low - 1e-6 <= kind).all()
@@ -83,15 +84,15 @@ def test_scores_of_every_family(name: str, names: np.ndarray):
 @pytest.mark.parametrize("name", ["gpt2", "llama-gqa-head-dim-biases"])
 def test_a_checkpoint_gives_what_the_model_gives(name: str, names: np.ndarray, tmp_path: Path):
     torch_oracle.save_model(name, tmp_path / "hf")
-    directory = ensure(tmp_path / "hf", tmp_path / "ours")
+    directory = ensure_converted(tmp_path / "hf", tmp_path / "ours")
     ours, _ = twins(name)
     seen = []
     streamed = copy_scores(
-        checkpoint_weights(directory, read_config(directory)),
+        copy_weights(Converted(directory)),
         names,
         track=lambda layers: (seen.append(0) or layer for layer in layers),
     )
-    for ours_kind, kind in zip(copy_scores(model_weights(ours), names), streamed, strict=True):
+    for ours_kind, kind in zip(copy_scores(copy_weights(InMemory(ours)), names), streamed, strict=True):
         np.testing.assert_allclose(kind, ours_kind, atol=1e-6)
     assert len(seen) == 3
 
@@ -99,14 +100,16 @@ def test_a_checkpoint_gives_what_the_model_gives(name: str, names: np.ndarray, t
 def test_padding_rows_and_names_that_are_none(names: np.ndarray):
     """Rows that no token has, as loud as they may be, change nothing; ids and lists that are no names."""
     ours, _ = twins("llama-gqa-head-dim-biases")
-    weights = model_weights(ours)
+    weights = copy_weights(InMemory(ours))
     rows = weights.readout.rows
     loud = weights.readout._replace(rows=rows.at[100:].multiply(50))
     quiet = weights.readout._replace(rows=rows[:100], bias=weights.readout.bias[:100])
     padded = copy_scores(weights._replace(readout=loud), names, vocab_size=100)
-    cut = copy_scores(model_weights(ours)._replace(readout=quiet), names)
+    cut = copy_scores(copy_weights(InMemory(ours))._replace(readout=quiet), names)
     np.testing.assert_array_equal(padded, cut)
-    assert (np.stack(copy_scores(model_weights(ours)._replace(readout=loud), names)) != np.stack(cut)).any()
+    assert (
+        np.stack(copy_scores(copy_weights(InMemory(ours))._replace(readout=loud), names)) != np.stack(cut)
+    ).any()
     with pytest.raises(InputError, match="names must be from 0 to 99, the vocabulary; got 100"):
         copy_scores(weights, [100], vocab_size=100)
     for wrong in ([], 7, [1.5]):
@@ -117,5 +120,5 @@ def test_padding_rows_and_names_that_are_none(names: np.ndarray):
 def test_one_compilation_serves_all_layers(names: np.ndarray):
     ours, _ = twins("gpt2")
     copy_score._layer_hits.clear_cache()
-    copy_scores(model_weights(ours), names)
+    copy_scores(copy_weights(InMemory(ours)), names)
     assert copy_score._layer_hits._cache_size() == 1

@@ -9,12 +9,13 @@ import scipy.stats
 
 from headjax.grid import GridSet, HeadGrid
 from headjax.report.correlations import (
+    Correlation,
     correlate,
     correlation_latex,
     correlation_table,
     correlations,
-    save_correlations,
 )
+from headjax.report.table import Table
 from headjax.stats import pearson
 
 L, H = 3, 5
@@ -117,7 +118,7 @@ def test_a_score_that_no_head_differs_in_has_no_correlation():
 
 def test_csv_reads_back(tmp_path):
     rows = correlations(random_grids() + random_grids("copying"))
-    save_correlations(rows, tmp_path / "correlations.csv")
+    Table("correlations", Correlation._fields, rows).write(tmp_path)
     with open(tmp_path / "correlations.csv", encoding="utf-8") as file:
         read = list(csv.DictReader(file))
     assert [row["relation"] for row in read] == ["capitals", "capitals", "copying", "copying"]

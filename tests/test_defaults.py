@@ -16,10 +16,11 @@ import pytest
 
 import headjax
 import kernels
-from experiments import subject
-from experiments.config import RunConfig
-from headjax.analyses.ablation_curves import rank_heads
+from experiments.config import SECTIONS, RunConfig
+from headjax import study
+from headjax.analyses.registry import ANALYSES
 from headjax.data import prompt_sets
+from headjax.engine.curves import rank_heads
 
 # Of public functions of `headjax` and `kernels`, by parameter; "function.parameter" where one differs.
 DEFAULTS = {
@@ -53,14 +54,27 @@ DEFAULTS = {
 }
 # How work is cut, called or reported, which changes no result; tables' empty cells.
 NO_RESULT = ("batch_size", "parts", "streams", "label", "prefix", "mode", "max_bytes", "out_specs", "draws")
-# Of `RunConfig`; every other field is None, False or empty, and the seed is 0.
+# Of a run's fields and those of analyses, by place; every other field is None, False or empty.
 CONFIG_DEFAULTS = {
-    **{"analyses": ("relation_scores",), "threshold": 0.15, "count_suppression": True, "min_pairs": 30},
-    **{"dtype": "float32", "precision": "highest", "batch_size": 64},
-    **{"ablation": "zero", "mean_over": "prompts", "positions": "last"},
-    **{"rank_by": "static", "n_random_draws": 5, "n_salient": 15, "n_mapped": 5},
-    **{"n_stages": 2, "top_share": 0.02, "min_effect": 1.0},
-    **{"orientation": "layer_x", "origin": "lower", "out": "out", "checkpoint_dir": "checkpoints"},
+    **{"run.analyses": ("relation_scores",), "run.seed": 0, "run.out": "out"},
+    **{"data.min_pairs": 30, "report.threshold": 0.15, "report.count_suppression": True},
+    **{"compute.dtype": "float32", "compute.precision": "highest", "compute.batch_size": 64},
+    **{"report.orientation": "layer_x", "report.origin": "lower"},
+    **{
+        f"{analysis}.{name}": default
+        for analysis in ("head_ablation", "gradient_attribution", "ablation_curves")
+        for name, default in (("replacement", "zero"), ("mean_over", "prompts"))
+    },
+    **{
+        f"{analysis}.positions": "last"
+        for analysis in ("head_ablation", "gradient_attribution", "path_patching", "circuit_discovery")
+    },
+    **{"ablation_curves.rank_by": "static", "ablation_curves.n_random_draws": 5},
+    **{"salient_operations.n_tokens": 15, "salient_operations.n_mapped": 5},
+    **{
+        **{"circuit_discovery.n_stages": 2, "circuit_discovery.top_share": 0.02},
+        "circuit_discovery.min_effect": 1.0,
+    },
 }
 
 
@@ -96,15 +110,20 @@ def test_templates_are_the_four_of_dynamic_scores_unless_others_are_given():
 
 
 def test_defaults_of_a_runs_config_are_those_that_are_promised():
-    found = {field.name: field.default for field in dataclasses.fields(RunConfig)}
-    assert found.pop("model") is dataclasses.MISSING
-    assert found.pop("seed") == 0
+    parts = {"run": RunConfig, **SECTIONS, **ANALYSES}
+    found = {
+        f"{part}.{field.name}": field.default
+        for part, options in parts.items()
+        for field in dataclasses.fields(options)
+        if field.default_factory is dataclasses.MISSING
+    }
+    assert found.pop("run.model") is dataclasses.MISSING
     empty = {name for name, default in found.items() if default is None or default is False or default == ()}
     assert {name: default for name, default in found.items() if name not in empty} == CONFIG_DEFAULTS
 
 
 def test_as_many_prompts_are_generated_as_promised():
-    assert subject.N_GENERATED == 100
+    assert study.N_GENERATED == 100
 
 
 # Elhelo & Geva 2024, section 4.2: at most so many heads are removed, by the model's number of heads.

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from headjax.analyses import streamed
-from headjax.analyses.dynamic_scores import KINDS, dynamic_scores
+from headjax.analyses.dynamic_scores import KINDS, dynamic_scores, streamed_dynamic_scores
 from headjax.data.prompt_sets import template_prompts
 from headjax.data.prompts import batch_prompts, tokenise_pairs
 from headjax.data.relations import Relation
@@ -117,7 +116,7 @@ def test_a_source_of_several_tokens_is_its_last_one():
     config = dataclasses.replace(CONFIGS["llama"], vocab_size=len(tokenizer), max_positions=43)
     model = informative_model(config)
     pairs = (("France", "Paris"), ("Ouagadougou", "Rome"), ("Italy", "Rome"), ("San Marino", "Lima"))
-    relation = Relation("capitals", "Capitals", "Custom", pairs)
+    relation = Relation("capitals", pairs, "Capitals", "Custom")
     pairs = tokenise_pairs(tokenizer, relation, config.vocab_size, single_source=False)
     prompts = batch_prompts(tokenizer, template_prompts(pairs, ["No <X> means", "The <X>"]), config, bos=True)
     assert len(prompts.tokens) == 8
@@ -186,7 +185,7 @@ def test_padding_rows_of_the_vocabulary_are_not_ranked():
     for actual in (
         dynamic_scores(model, prompts, top_k, vocab_size=53),
         dynamic_scores(on_mesh(model, {"data": 2, "model": 4}), prompts, top_k, vocab_size=53),
-        streamed.dynamic_scores(from_memory(model), prompts, top_k, vocab_size=53),
+        streamed_dynamic_scores(from_memory(model), prompts, top_k, vocab_size=53),
     ):
         for kind in KINDS:
             np.testing.assert_array_equal(actual.scores[kind], expected[kind])

@@ -11,13 +11,14 @@ import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 import headjax
-from checkpoints_convert import convert, ensure
+from checkpoints_convert import convert
 from checkpoints_convert.engine import open_source, read_source_config
 from checkpoints_convert.families import FAMILIES
 from checkpoints_convert.fields import NO_EFFECT, OFF
 from headjax.config import LinearScaling, ModelConfig, Rotary, YarnScaling
 from headjax.errors import InputError
 from headjax.model.rotary import rotary_frequencies
+from headjax.parameters.cache import ensure_converted
 from headjax.parameters.converted import read_config, read_provenance
 from tests import torch_oracle
 
@@ -382,25 +383,25 @@ def odd(tmp_path: Path) -> Path:
 def test_ignored_fields_are_recorded_and_kept_apart(odd: Path, tmp_path: Path):
     cache = tmp_path / "cache"
     with pytest.raises(InputError, match="ignore_fields=alibi,depth treats it"):
-        ensure(odd, cache)
+        ensure_converted(odd, cache)
     with pytest.raises(InputError, match="ignore_fields=depth treats it"):
-        ensure(odd, cache, ["alibi"])
-    ignoring = ensure(odd, cache, ["depth", "alibi", "of another model"])
+        ensure_converted(odd, cache, ["alibi"])
+    ignoring = ensure_converted(odd, cache, ["depth", "alibi", "of another model"])
     assert read_provenance(ignoring)["ignored_fields"] == ["alibi", "depth"]
     made = (ignoring / "headjax.json").stat().st_mtime_ns
-    assert ensure(odd, cache, ("alibi", "depth")) == ignoring
+    assert ensure_converted(odd, cache, ("alibi", "depth")) == ignoring
     assert (ignoring / "headjax.json").stat().st_mtime_ns == made
     # With another choice it is another conversion; one that nothing was ignored for is not taken for it.
     edited = json.loads((odd / "config.json").read_text()) | {"scale_attn_by_inverse_layer_idx": True}
     (odd / "config.json").write_text(json.dumps(edited))
     every = ["alibi", "depth", "scale_attn_by_inverse_layer_idx"]
-    scaled, plain = ensure(odd, cache, every[:2]), ensure(odd, cache, every)
+    scaled, plain = ensure_converted(odd, cache, every[:2]), ensure_converted(odd, cache, every)
     assert scaled != plain
     assert (read_config(scaled).scores_by_layer, read_config(plain).scores_by_layer) == (True, False)
     # One that was put in the other's place is not taken for it.
     convert(odd, scaled, ignore_fields=every)
     assert not read_config(scaled).scores_by_layer
-    assert read_config(ensure(odd, cache, every[:2])).scores_by_layer
+    assert read_config(ensure_converted(odd, cache, every[:2])).scores_by_layer
     # A converted directory stays what it is.
     assert headjax.load_model(plain, ignore_fields=["alibi"]).config.n_layers == 3
     with pytest.raises(InputError, match="was converted with ignore_fields=alibi,depth, and must be"):

@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 
 from headjax.axes import Head
+from headjax.engine.clean_run import clean_row
 from headjax.engine.metrics import Metrics
 from headjax.errors import InputError
 from headjax.grid import GridSet, HeadGrid, category_counts, head_categories, load_npz, save_csv, save_npz
 from headjax.io import atomic_write
 from headjax.report.summary import (
+    SummaryRow,
     category_rows,
-    clean_row,
     clean_table,
-    save_summary,
     score_rows,
     skipped_row,
     summary_table,
 )
+from headjax.report.table import Table
 from headjax.stats import wilson
 
 
@@ -224,7 +225,7 @@ def test_summary_rows_name_the_best_heads_and_what_was_skipped(tmp_path):
     assert (rows[0].maximum, rows[0].heads, rows[0].n_pairs) == (1.0, 2, 41)
     assert rows[0].certain_heads == 1  # 0.20 of 41 pairs may well be 0.15
     assert (rows[0].low, rows[0].high) == pytest.approx(tuple(wilson(1.0, 41)))
-    save_summary(rows, tmp_path / "summary.csv")
+    Table("summary", SummaryRow._fields, rows).write(tmp_path)
     with open(tmp_path / "summary.csv", newline="") as file:
         saved = list(csv.DictReader(file))
     assert saved[0]["best_heads"].startswith("L1H0 1.00")

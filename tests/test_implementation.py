@@ -21,14 +21,13 @@ from jax.extend.core.primitives import dot_general_p
 from experiments.config import RunConfig
 from experiments.run import run
 from headjax.analyses.attention_patterns import attention_patterns
-from headjax.analyses.copy_score import copy_scores
-from headjax.analyses.copy_score import model_weights as copy_weights
+from headjax.analyses.copy_score import copy_scores, copy_weights
 from headjax.analyses.dynamic_scores import dynamic_scores
 from headjax.analyses.gradient_attribution import gradient_attribution
 from headjax.analyses.head_ablation import head_ablation
 from headjax.analyses.logit_attribution import logit_attribution
 from headjax.analyses.path_patching import Receiver, direct_effects, path_patching
-from headjax.analyses.relation_scores import model_weights, relation_scores
+from headjax.analyses.relation_scores import relation_scores, relation_weights
 from headjax.analyses.salient_operations import salient_operations
 from headjax.config import ModelConfig
 from headjax.data.prompts import PromptBatch
@@ -41,10 +40,12 @@ from headjax.errors import InputError
 from headjax.grid import load_npz
 from headjax.model import Transformer
 from headjax.model.edits import HeadEdit
+from headjax.parameters import InMemory
 from kernels.dispatch import Choice, recording
 from kernels.head_attention import api as head_attention
 from kernels.variant_decode import api as variant_decode
 from kernels.vocab_rank import api as vocab_rank
+from tests.helpers.runs import altered, run_config
 from tests.kernel_checks import allowing
 from tests.random_prompts import random_prompts
 from tests.test_model import CONFIGS, TOKENS, informative_model
@@ -59,7 +60,7 @@ SMALL = dataclasses.replace(CONFIGS["llama"], n_layers=2, n_heads=4)  # few step
 
 @cache
 def model_with(implementation: str | None, config: ModelConfig = SMALL) -> Transformer:
-    return informative_model(dataclasses.replace(config, implementation=implementation))
+    return informative_model(altered(config, implementation=implementation))
 
 
 @cache
@@ -74,7 +75,7 @@ def prompts() -> PromptBatch:
 def static(model: Transformer):
     pairs = some_relations(53)
     return relation_scores(
-        model_weights(model), pairs, RULE, implementation=model.config.implementation
+        relation_weights(InMemory(model)), pairs, RULE, implementation=model.config.implementation
     )._asdict()
 
 
@@ -116,11 +117,11 @@ def paths_last(model: Transformer):
 
 
 def copying(model: Transformer):
-    return copy_scores(copy_weights(model), np.arange(7))
+    return copy_scores(copy_weights(InMemory(model)), np.arange(7))
 
 
 def salient(model: Transformer):
-    return salient_operations(model_weights(model), n_tokens=3, n_mapped=2)
+    return salient_operations(relation_weights(InMemory(model)), n_tokens=3, n_mapped=2)
 
 
 def gradients(model: Transformer):
@@ -245,7 +246,7 @@ def test_edits_in_the_epilogue_equal_edits_of_the_outputs(family: str, implement
 
 def a_run(shared_data: Path, tmp: Path, **fields) -> RunConfig:
     (tmp / "relations").mkdir(exist_ok=True)
-    return RunConfig(
+    return run_config(
         model=str(shared_data / "checkpoints" / "stories260K"),
         relations_dir=write_relations("stories260K", tmp / "relations"),
         min_pairs=3,
@@ -270,13 +271,13 @@ def settings() -> dict[str, object]:
 
 def test_runs_of_one_process_record_what_ran_and_leave_no_setting_behind(tmp_path: Path):
     """By the reference, which all devices of a mesh can run: interpreting is for one or two."""
-    config = dataclasses.replace(tiny_run(tmp_path), analyses=("relation_scores", "dynamic_scores"))
+    config = altered(tiny_run(tmp_path), analyses=("relation_scores", "dynamic_scores"))
     usual = {"head_attention": "xla", "relation_hits": "xla"}
     forced = {"head_attention": "reference", "vocab_rank": "reference"}
     before = settings()
     for out, implementation, ran in (("a", None, usual), ("b", "reference", forced), ("c", None, usual)):
         run(
-            dataclasses.replace(config, out=str(tmp_path / out), implementation=implementation),
+            altered(config, out=str(tmp_path / out), implementation=implementation),
             progress=False,
         )
         described = json.loads((tmp_path / out / "run.json").read_text())
@@ -289,9 +290,9 @@ def test_runs_of_one_process_record_what_ran_and_leave_no_setting_behind(tmp_pat
 
 def test_a_run_that_goes_on_records_what_its_finished_part_ran(tmp_path: Path, monkeypatch):
     """Killed when the scores were there and nothing else was."""
-    config = dataclasses.replace(tiny_run(tmp_path), analyses=("dynamic_scores",))
+    config = altered(tiny_run(tmp_path), analyses=("dynamic_scores",))
     with monkeypatch.context() as killed:
-        killed.setattr("experiments.run.write_tables", lambda *_: sys.exit("killed"))
+        killed.setattr("experiments.run.report_tables", lambda *_: sys.exit("killed"))
         with pytest.raises(SystemExit, match="killed"):
             run(config, progress=False)
     for op in (head_attention, variant_decode, vocab_rank):
@@ -368,7 +369,7 @@ def test_tokens_of_64_bits(implementation, x64):
 
 
 def test_one_that_cannot_run_here_is_refused_before_anything_is_loaded(tmp_path: Path):
-    config = RunConfig(model="no such model", out=str(tmp_path), implementation="pallas_mosaic_tpu")
+    config = run_config(model="no such model", out=str(tmp_path), implementation="pallas_mosaic_tpu")
     rule = "field 'implementation' must name one that can run here; pallas_mosaic_tpu runs on a TPU; this"
     with pytest.raises(InputError, match=rule):
         run(config, progress=False)
@@ -392,4 +393,4 @@ def test_what_a_kernel_cannot_do_is_one_line(shared_data: Path, tmp_path: Path):
 
 def test_an_unknown_one_is_refused():
     with pytest.raises(InputError, match=r"'implementation' must be one of .*, pallas_mosaic_gpu; got 'cud'"):
-        RunConfig(model="gpt2", implementation="cud")
+        run_config(model="gpt2", implementation="cud")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from experiments.tables_papers import salient_page
+from headjax.analyses.salient_operations import salient_page
 from headjax.report.markdown import markdown_code, markdown_text
 
 

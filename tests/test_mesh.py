@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from headjax.analyses import relation_scores as static
-from headjax.analyses.ablation_curves import ablation_curves
 from headjax.analyses.attention_patterns import attention_patterns
 from headjax.analyses.dynamic_scores import dynamic_scores
 from headjax.analyses.gradient_attribution import gradient_attribution
@@ -17,6 +16,7 @@ from headjax.analyses.logit_attribution import logit_attribution
 from headjax.analyses.path_patching import Receiver, direct_effects, path_patching
 from headjax.analyses.relation_scores import relation_scores
 from headjax.engine import variants
+from headjax.engine.curves import ablation_curves
 from headjax.engine.hits import screening_stages
 from headjax.engine.mesh import WHOLE, make_mesh, parameter_sharding, place
 from headjax.engine.replacement import find_replacement

@@ -13,6 +13,7 @@ from experiments.paper import RATES
 from experiments.published import COMPARISONS, load_direct_effects, load_published
 from headjax.data.relations import RELATION_IDS
 from headjax.zoo import MODELS, display_name
+from tests.helpers.runs import run_config
 
 FOLDER = Path(__file__).resolve().parents[1] / "experiments" / "configs" / "paper"
 FILES = {file.stem: file for file in sorted(FOLDER.glob("*.py")) if file.stem != "__init__"}
@@ -80,7 +81,7 @@ EXPECTED = {
     "salient_operations_gpt2_xl": {
         "model": "gpt2-xl",
         "analyses": ("salient_operations",),
-        "salient_heads": ("L26H2",),
+        "heads": ("L26H2",),
     },
     "universality": {
         "model": ("gpt2-xl", "phi-2", "pythia-12b", "llama-3.1-8b", "llama-3.1-70b"),
@@ -101,7 +102,7 @@ def docstring(name: str) -> str:
 @pytest.mark.parametrize("name", FILES)
 def test_a_config_asks_for_what_was_published(name: str):
     config = load(name)
-    blank = RunConfig(model=config.model)
+    blank = run_config(model=config.model)
     set_here = {
         field.name: getattr(config, field.name)
         for field in dataclasses.fields(RunConfig)

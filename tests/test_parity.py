@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checkpoints_convert import ensure
 from headjax import load_model
 from headjax.model.edits import HeadEdit
+from headjax.parameters.cache import ensure_converted
 from tests import torch_oracle
 from tests.tolerances import assert_close
 from tests.torch_or_skip import torch
@@ -19,7 +19,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     """The same random checkpoint as ours and as torch's."""
     directory = tmp_path_factory.mktemp("hf")
     theirs = torch_oracle.save_model(request.param, directory)
-    return load_model(ensure(directory, tmp_path_factory.mktemp("ours"))), theirs
+    return load_model(ensure_converted(directory, tmp_path_factory.mktemp("ours"))), theirs
 
 
 def random_tokens(vocab_size: int, shape: tuple[int, int]) -> np.ndarray:
@@ -65,7 +65,7 @@ def test_edited_left_padded_prompts(both):
 @pytest.mark.parametrize("name", TRAINED)
 def test_trained_checkpoints(name: str, shared_data, tmp_path):
     directory = shared_data / "checkpoints" / name
-    ours, theirs = load_model(ensure(directory, tmp_path)), torch_oracle.load_directory(directory)
+    ours, theirs = load_model(ensure_converted(directory, tmp_path)), torch_oracle.load_directory(directory)
     tokens = random_tokens(ours.config.vocab_size, (2, ours.config.max_positions))
     logits, z = torch_oracle.run(theirs, tokens)
     output = ours(tokens, return_z=True)
@@ -79,7 +79,7 @@ def test_greedy_continuation_of_stories260K(shared_data, tmp_path):
     theirs = torch_oracle.load_directory(directory)
     expected = theirs.generate(torch.tensor([[1]]), max_new_tokens=100, do_sample=False, eos_token_id=-1)[0]
 
-    ours = load_model(ensure(directory, tmp_path))
+    ours = load_model(ensure_converted(directory, tmp_path))
     tokens = np.zeros((1, 101), np.int32)  # one length, one compile: what comes later is never seen
     tokens[0, 0] = 1
     for step in range(100):

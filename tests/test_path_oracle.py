@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from headjax.analyses.path_patching import PathPatching, direct_effects, path_patching
+from headjax.analyses.path_patching import PatchedPaths, direct_effects, path_patching
 from tests import path_oracle, torch_oracle
 from tests.test_path_patching import prompts_for, receivers_of
 from tests.twins import twins
@@ -26,7 +26,7 @@ def test_equals_the_papers_algorithm_in_torch(name: str):
     def difference(logits: np.ndarray) -> np.ndarray:
         return logits[each, prompts.answers] - logits[each, prompts.distractors]
 
-    def assert_equal(result: PathPatching, labels: tuple[str, ...], positions: str, **options) -> None:
+    def assert_equal(result: PatchedPaths, labels: tuple[str, ...], positions: str, **options) -> None:
         places = tuple((*receiver.head, receiver.input) for receiver in receivers_of(*labels))
         np.testing.assert_allclose(result.clean, difference(clean.logits.numpy()), rtol=0, atol=1e-4)
         np.testing.assert_allclose(result.corrupted, difference(corrupted.logits.numpy()), rtol=0, atol=1e-4)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from headjax.analyses.head_ablation import head_ablation
-from headjax.analyses.path_patching import PathPatching, Receiver, direct_effects, path_patching
+from headjax.analyses.path_patching import PatchedPaths, Receiver, direct_effects, path_patching
 from headjax.axes import Head
 from headjax.data.prompts import PromptBatch
 from headjax.errors import InputError
@@ -142,7 +142,7 @@ def test_a_sweep_compiles_once_whatever_the_depth_and_the_receivers(count_compil
 
 def test_percent_is_the_published_one():
     """-100 (patched - clean) / (corrupted - clean), averages first."""
-    result = PathPatching(
+    result = PatchedPaths(
         np.array([3.0, 5.0]), np.array([1.0, 0.0]), np.array([[[3.0, 5.0], [2.0, 1.5], [6.0, 9.0]]])
     )
     percent = result.percent().mean(axis=2)

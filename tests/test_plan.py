@@ -16,11 +16,10 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
-from experiments import costs, plan
+from experiments import plan
 from experiments.config import RunConfig
-from experiments.costs import Prompts
 from experiments.run import run
-from experiments.run_costs import parameter_bytes
+from headjax import costs
 from headjax.analyses import (
     attention_patterns,
     dynamic_scores,
@@ -29,6 +28,7 @@ from headjax.analyses import (
     relation_scores,
 )
 from headjax.config import ModelConfig, Rotary
+from headjax.costs import Prompts, parameter_bytes
 from headjax.engine import variant_step
 from headjax.engine.hits import screening_stages
 from headjax.engine.mesh import parameter_sharding
@@ -36,6 +36,7 @@ from headjax.engine.prefill import prefill
 from headjax.errors import InputError
 from headjax.model import Transformer, parameter_shapes
 from tests import tiny_tokenizers
+from tests.helpers.runs import altered
 from tests.random_prompts import random_prompts
 from tests.tiny_run import tiny_run
 
@@ -208,13 +209,13 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     more = ("gradient_attribution", "attention_patterns", "ablation_curves")
     tmp = tmp_path_factory.mktemp("plan")
     mesh = {"data": 8, "model": 1}  # the tests' devices
-    return dataclasses.replace(tiny_run(tmp), analyses=analyses + more, n_prompts=4, mesh=mesh)
+    return altered(tiny_run(tmp), analyses=analyses + more, n_prompts=4, mesh=mesh)
 
 
 @pytest.mark.slow
 def test_every_program_of_a_run_is_planned(config: RunConfig, count_compiles):
-    subject, itemsizes = plan.find_subject(config.model, config)
-    rows = plan.plan_model(subject, itemsizes, plan.find_machine(config))
+    study, itemsizes = plan.find_study(config.model, config)
+    rows = plan.plan_model(study, config.analyses, itemsizes, plan.find_machine(config.compute))
     planned = Counter(program[0] for row in rows for program in row.cost.programs)
     jax.clear_caches()
     with count_compiles() as compiled:
@@ -225,9 +226,10 @@ def test_every_program_of_a_run_is_planned(config: RunConfig, count_compiles):
 
 
 def test_bytes_read_are_the_parameters_once_and_what_relation_scores_read(config: RunConfig):
-    subject, itemsizes = plan.find_subject(config.model, config)
-    first, second, *others = plan.plan_model(subject, itemsizes, plan.find_machine(config))
-    c = subject.config
+    study, itemsizes = plan.find_study(config.model, config)
+    machine = plan.find_machine(config.compute)
+    first, second, *others = plan.plan_model(study, config.analyses, itemsizes, machine)
+    c = study.config
     mlp = 3 * c.d_model * c.d_mlp + 2 * c.d_mlp + c.d_model + 2 * c.d_model
     layer = 2 * c.d_model * c.n_heads * c.d_head
     assert first.read == 4 * (c.vocab_size * c.d_model + c.n_layers * layer + mlp)
@@ -246,7 +248,11 @@ def test_no_device_is_touched_and_no_weight_is_there_to_be_read(config: RunConfi
     (directory / "config.json").write_text(json.dumps(fields))
     arguments = [
         *(f"--config={ROOT}/experiments/configs/sweeps.py", f"--config.model={directory},llama-3.1-70b"),
-        *(f"--config.relations_dir={config.relations_dir}", "--config.min_pairs=3", "--config.rate=0.5"),
+        *(
+            f"--config.data.relations_dir={config.data.relations_dir}",
+            "--config.min_pairs=3",
+            "--config.rate=0.5",
+        ),
         *(f"--config.analyses={','.join(config.analyses)}", "--config.templates=<X> is", "--dry_run"),
     ]
     environment = os.environ | {
@@ -268,15 +274,13 @@ def test_no_device_is_touched_and_no_weight_is_there_to_be_read(config: RunConfi
 
 def test_a_run_that_cannot_fit_is_told_what_would_make_it(config: RunConfig, capsys):
     """Half of what it needs: what is offered is tried, and does fit."""
-    subject, itemsizes = plan.find_subject(config.model, config)
-    ablation = dataclasses.replace(
-        config, analyses=("head_ablation",), batch_size=8, variant_batch=15, mesh=None
-    )
-    subject = dataclasses.replace(subject, run=ablation)
-    (row,) = plan.plan_model(subject, itemsizes, plan.find_machine(ablation))
+    ablation = altered(config, analyses=("head_ablation",), batch_size=8, variant_batch=15, mesh=None)
+    study, itemsizes = plan.find_study(config.model, ablation)
+    machine = plan.find_machine(ablation.compute)
+    (row,) = plan.plan_model(study, ablation.analyses, itemsizes, machine)
     logits = costs.logit_bytes("gpu") - costs.logit_bytes("cpu")
     memory = (plan.needed(row) + logits - 1000) / 2**30
-    tight = dataclasses.replace(ablation, device_memory=memory, rate=1.0)
+    tight = altered(ablation, device_memory=memory, rate=1.0)
     with pytest.raises(InputError, match="head_ablation must fit a device of") as caught:
         plan.print_plan(tight)
     assert "head_ablation" in capsys.readouterr().out  # the table is printed all the same
@@ -287,24 +291,29 @@ def test_a_run_that_cannot_fit_is_told_what_would_make_it(config: RunConfig, cap
         ("dtype=bfloat16", {"dtype": "bfloat16"}),
     ):
         assert words in message
-        plan.print_plan(dataclasses.replace(tight, **changes))
+        plan.print_plan(altered(tight, **changes))
 
 
 def test_more_devices_on_model_are_offered_where_the_parameters_are_too_many(config: RunConfig):
-    subject, itemsizes = plan.find_subject(config.model, config)
-    large = dataclasses.replace(subject, config=LLAMA_70B, run=dataclasses.replace(config, dtype="bfloat16"))
+    study, itemsizes = plan.find_study(config.model, altered(config, dtype="bfloat16"))
+    large = dataclasses.replace(study, config=LLAMA_70B)
     itemsizes = dict.fromkeys(parameter_shapes(LLAMA_70B), 2)
     machine = plan.Machine(1, 1, 80 * 2**30, 400e12, "gpu")
-    (message,) = plan.refuse(large, itemsizes, machine, plan.plan_model(large, itemsizes, machine))
+
+    def refusals(machine: plan.Machine) -> list[str]:
+        rows = plan.plan_model(large, config.analyses, itemsizes, machine)
+        return plan.refuse(large, config.analyses, itemsizes, machine, rows)
+
+    (message,) = refusals(machine)
     assert "mesh with 2 devices on 'model'" in message
     assert "analyses=relation_scores" in message
     machine = machine._replace(n_devices=2, model_parts=2)
-    assert not plan.refuse(large, itemsizes, machine, plan.plan_model(large, itemsizes, machine))
+    assert not refusals(machine)
 
 
 def test_a_model_that_is_not_here_gives_one_line(config: RunConfig):
-    missing = dataclasses.replace(config, model="pythia-2.8b-deduped")
+    missing = altered(config, model="pythia-2.8b-deduped")
     with pytest.raises(InputError, match=r"needs config\.json of a model; none is here of pythia-2\.8b"):
         plan.print_plan(missing)
     with pytest.raises(InputError, match="gpt3"):
-        plan.print_plan(dataclasses.replace(config, model="gpt3"))
+        plan.print_plan(altered(config, model="gpt3"))

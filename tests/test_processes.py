@@ -1,7 +1,6 @@
 """Two processes, four devices each, on this machine: they give what one process gives."""
 
 import csv
-import dataclasses
 import os
 import socket
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from headjax.grid import load_npz
+from tests.helpers.runs import altered
 from tests.test_mesh import assert_same
 from tests.tiny_run import tiny_run
 
@@ -52,10 +52,12 @@ def run_all(*processes: subprocess.Popen) -> list[tuple[int, str, str]]:
 
 @pytest.fixture
 def config_file(tmp_path: Path) -> Path:
-    config = dataclasses.replace(tiny_run(tmp_path), analyses=ANALYSES)
+    config = altered(tiny_run(tmp_path), analyses=ANALYSES)
     file = tmp_path / "config.py"
     file.write_text(
-        f"from experiments.config import RunConfig\n\n\ndef get_config():\n    return {config!r}\n"
+        f"from experiments.config import RunConfig\nfrom headjax.analyses import *\n"
+        "from headjax.report.options import Report\nfrom headjax.study import *\n\n\n"
+        f"def get_config():\n    return {config!r}\n"
     )
     return file
 

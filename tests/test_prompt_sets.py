@@ -30,8 +30,6 @@ from tests.tiny_tokenizers import byte_level, whole_words
 
 CAPITALS = Relation(
     "capitals",
-    "Capitals",
-    "Custom",
     (("France", "Paris"), ("Italy", "Rome"), ("Spain", "Madrid"), ("Peru", "Lima")),
 )
 PAIRS = tokenise_pairs(byte_level(), CAPITALS, len(byte_level()))
@@ -70,14 +68,14 @@ def test_the_last_slot_of_a_template_is_the_source():
 
 def test_a_source_of_several_tokens_fills_a_template_too():
     tokenizer = byte_level()
-    relation = Relation("r", "R", "Custom", (("New Spain", "Madrid"),))
+    relation = Relation("r", (("New Spain", "Madrid"),), "R")
     pairs = tokenise_pairs(tokenizer, relation, len(tokenizer), single_source=False)
     batch = batch_prompts(tokenizer, template_prompts(pairs), CONFIG)
     assert spelled(tokenizer, batch.tokens[np.arange(4), batch.sources]) == ["ĠSpain"] * 4
 
 
 def test_an_answer_after_a_source_follows_a_space_even_between_digits():
-    relation = Relation("years", "Years", "Custom", (("1", "2"),))
+    relation = Relation("years", (("1", "2"),), "Years")
     tokenizer = whole_words("1 2")
     pairs = tokenise_pairs(tokenizer, relation, len(tokenizer))
     (prompt,) = template_prompts(pairs, ["<X>"])

@@ -60,8 +60,6 @@ MARK = {"byte_level": "Ġ", "byte_level_bos": "Ġ", "sentencepiece": "▁", "met
 
 CAPITALS = Relation(
     "capitals",
-    "Capitals",
-    "Custom",
     (("France", "Paris"), ("Chile", "Lima"), ("Italy", "Rome"), ("Peru", "Cusco"), ("New Spain", "Madrid")),
 )
 
@@ -160,7 +158,7 @@ def test_a_tokenizer_of_another_model_is_refused():
 
 def test_relations_with_too_few_pairs_are_skipped_with_the_reason():
     tokenizer = byte_level()
-    small = Relation("small", "Small", "Custom", (("Peru", "Lima"), ("Peru", "Quito")))
+    small = Relation("small", (("Peru", "Lima"), ("Peru", "Quito")), "Small")
     kept, skipped = select_pairs(tokenizer, (small, CAPITALS), len(tokenizer), min_pairs=2)
     assert [pairs.relation.id for pairs in kept] == ["capitals"]
     assert skipped == {"small": "1 of 2 pairs are single tokens, min_pairs is 2; several tokens: Quito"}
@@ -175,11 +173,11 @@ def test_relations_with_too_few_pairs_are_skipped_with_the_reason():
 
 def test_words_that_cost_a_relation_pairs_are_named_up_to_ten_of_each_kind():
     words = [chr(ord("a") + i) * 2 for i in range(12)]
-    relation = Relation("r", "R", "Custom", tuple((word, "ab") for word in words))
+    relation = Relation("r", tuple((word, "ab") for word in words), "R")
     pairs = tokenise_pairs(whole_words("ab"), relation, 10)
     assert describe_dropped(pairs) == f"not in the vocabulary: {', '.join(words[:10])} and 2 more"
     assert {pair.dropped for pair in pairs.dropped} == {"source not in the vocabulary"}
-    pairs = tokenise_pairs(characters(" bcda"), Relation("r", "R", "Custom", (("ab", "xy"),)), 10)
+    pairs = tokenise_pairs(characters(" bcda"), Relation("r", (("ab", "xy"),), "R"), 10)
     assert [pair.dropped for pair in pairs.dropped] == ["source of 2 tokens, target not in the vocabulary"]
     assert describe_dropped(pairs) == "several tokens: ab; not in the vocabulary: xy"
 

@@ -1,16 +1,15 @@
 """What counts as a hit: the rule that a model's scores were published with belongs to the model's name."""
 
-import dataclasses
 import json
 
 import pytest
 
-from experiments.run import run
-from experiments.subject import load_subject
-from headjax.analyses.relation_scores import HitRule, published_rule
+from experiments.run import open_model, run
+from headjax.data.hit_rule import HitRule, published_rule
 from headjax.data.relations import RELATION_IDS
 from headjax.parameters.converted import HEADER, seal
 from headjax.zoo import MODELS, display_name
+from tests.helpers.runs import altered
 from tests.tiny_run import tiny_run
 
 # Elhelo & Geva 2024, section 4.1 and appendix: k is 10, and 1 for copying; for Llama-3.1, whose vocabulary is
@@ -61,8 +60,8 @@ def test_copying_relations_have_their_own_k():
 
 def test_a_run_takes_the_rule_of_the_models_name_and_records_it(tmp_path):
     """Two directories with the same files: only the name differs."""
-    config = dataclasses.replace(tiny_run(tmp_path), analyses=("relation_scores",))
-    assert load_subject(config.model, config).rule == ORDINARY
+    config = altered(tiny_run(tmp_path), analyses=("relation_scores",))
+    assert open_model(config.model, config).rule == ORDINARY
     source = tmp_path / "Llama-3.1-70B"
     file = tmp_path / "model" / HEADER
     header = json.loads(file.read_text("utf-8"))
@@ -72,5 +71,5 @@ def test_a_run_takes_the_rule_of_the_models_name_and_records_it(tmp_path):
     run(config, progress=False)
     (record,) = json.loads((tmp_path / "out" / "run.json").read_text())["models"]
     assert record["hit_rule"] == LLAMA_3_1_70B._asdict()
-    own = dataclasses.replace(config, top_k=7, top_k_copying=2, first_mlp=True)
-    assert load_subject(config.model, own).rule == HitRule(7, 2, True)
+    own = altered(config, top_k=7, top_k_copying=2, first_mlp=True)
+    assert open_model(config.model, own).rule == HitRule(7, 2, True)

@@ -1,6 +1,5 @@
 """The record of a run: figures show what it computed, and are drawn again from its own files alone."""
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +10,7 @@ from experiments import draw
 from experiments.config import RunConfig
 from experiments.run import run
 from headjax.errors import InputError
+from tests.helpers.runs import altered
 from tests.tiny_run import tiny_run
 
 FOREIGN = {
@@ -27,9 +27,7 @@ DAMAGED = "scores.npz must be the file that the run of run.json wrote; it is mis
 def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """A run into a directory in which grids and figures of others lie."""
     tmp = tmp_path_factory.mktemp("record")
-    config = dataclasses.replace(
-        tiny_run(tmp), analyses=("relation_scores",), heat_maps=("copying",), templates=()
-    )
+    config = altered(tiny_run(tmp), analyses=("relation_scores",), heat_maps=("copying",), templates=())
     for name, content in FOREIGN.items():
         (tmp / "out" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp / "out" / name).write_text(content)
@@ -102,7 +100,7 @@ def test_what_is_not_the_runs_own_is_refused(out: Path, name: str, change, messa
 def test_what_an_earlier_run_wrote_goes_and_the_rest_stays(config: RunConfig, out: Path, capsys):
     """A file that somebody changed since is theirs."""
     (out / "figures" / "relations_tiny_copying.pdf").write_text("changed")
-    run(dataclasses.replace(config, heat_maps=("capitals",), out=str(out)), progress=False)
+    run(altered(config, heat_maps=("capitals",), out=str(out)), progress=False)
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("removed ")]
     assert said == [
         f"removed {out}/figures/relations_tiny_copying.png, which an earlier run wrote and this one did not"

@@ -10,12 +10,14 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from headjax.analyses import relation_scores as sweep
-from headjax.analyses.relation_scores import HitRule, Weights, head_queries, model_weights, relation_scores
+from headjax.analyses.relation_scores import Weights, head_queries, relation_scores, relation_weights
+from headjax.data.hit_rule import HitRule
 from headjax.data.prompts import TokenPairs
 from headjax.data.relations import Relation
 from headjax.engine.hits import screening_stages
 from headjax.engine.mesh import make_mesh
 from headjax.errors import InputError
+from headjax.parameters import InMemory
 from tests import torch_oracle
 from tests.kernel_checks import allowing
 from tests.test_scores import normal, slow_hits
@@ -30,7 +32,7 @@ def token_pairs(relation: str, n: int, n_tokens: int, seed: int) -> TokenPairs:
     """Random pairs; sources repeat within a relation and between relations."""
     sources, targets = np.random.default_rng(seed).integers(0, n_tokens, (2, n)).astype(np.int32)
     words = tuple((str(s), str(t)) for s, t in zip(sources, targets, strict=True))
-    return TokenPairs(Relation(relation, relation, "Random", words), sources, targets, words)
+    return TokenPairs(Relation(relation, words, relation, "Random"), sources, targets, words)
 
 
 def some_relations(n_tokens: int) -> list[TokenPairs]:
@@ -162,7 +164,7 @@ def theirs_of_relation_scores(model) -> tuple[list[np.ndarray], np.ndarray, np.n
 def test_scores_of_every_family(name):
     ours, theirs = twins(name)
     pairs = some_relations(ours.config.vocab_size)
-    actual = relation_scores(model_weights(ours), pairs, RULE)
+    actual = relation_scores(relation_weights(InMemory(ours)), pairs, RULE)
     assert_within(actual, slow_scores(*theirs_of_relation_scores(theirs), pairs, RULE))
 
 

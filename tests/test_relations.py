@@ -33,7 +33,7 @@ def test_built_in_relations_come_in_their_order_and_by_id():
 def test_our_form_says_everything_itself(tmp_path):
     _write(tmp_path / "anything.json", OWN)
     pairs = (("France", "Paris"), ("Italy", "Rome"), ("Japan", "Tokyo"))
-    assert load_relations(directory=tmp_path) == (Relation("capitals", "Capital cities", "Geography", pairs),)
+    assert load_relations(directory=tmp_path) == (Relation("capitals", pairs, "Capital cities", "Geography"),)
 
 
 def test_only_the_pairs_are_required(tmp_path):

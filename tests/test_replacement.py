@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from headjax.analyses.ablation_curves import take_prompts
+from headjax.engine.curves import take_prompts
 from headjax.engine.replacement import find_replacement
 from tests.random_prompts import random_prompts
 from tests.test_model import CONFIGS, informative_model

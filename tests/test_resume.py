@@ -22,14 +22,16 @@ import pytest
 import experiments.resume
 import experiments.run
 import headjax.io
-from experiments.config import RunConfig
-from experiments.run import run
+from experiments.config import SECTIONS, RunConfig
+from experiments.run import open_model, run
 from experiments.units import Units, is_whole, pack, unpack
+from headjax.analyses import RelationScores
 from headjax.engine.metrics import Metrics
 from headjax.errors import InputError
 from headjax.grid import HeadGrid
 from headjax.parameters.converted import HEADER, seal
 from tests import tiny_tokenizers, torch_oracle
+from tests.helpers.runs import altered
 from tests.test_run_fields import OTHER
 from tests.tiny_run import PAIRS, tiny_run, write_model
 
@@ -89,7 +91,7 @@ def server() -> multiprocessing.context.BaseContext:
 @pytest.fixture(scope="module")
 def reference(config: RunConfig, server, tmp_path_factory: pytest.TempPathFactory) -> Reference:
     tmp = tmp_path_factory.mktemp("reference")
-    whole = dataclasses.replace(config, out=str(tmp / "out"))
+    whole = altered(config, out=str(tmp / "out"))
     process = server.Process(target=run_in_child, args=(whole, tmp / "cache", True))
     process.start()
     process.join()
@@ -105,7 +107,7 @@ def test_killed_at_twenty_moments_it_ends_with_the_same_bits(
     rng = random.Random(7)
     # One moment in each twentieth of the run: so many units stored, and a little later.
     moments = [(i + rng.random()) / N_KILLS * reference.n_units for i in range(N_KILLS)]
-    killed = dataclasses.replace(config, out=str(tmp_path / "out"))
+    killed = altered(config, out=str(tmp_path / "out"))
     counts = []
     for moment in moments:
         process = server.Process(target=run_in_child, args=(killed, reference.cache, False))
@@ -138,8 +140,8 @@ def test_killed_at_twenty_moments_it_ends_with_the_same_bits(
 @pytest.fixture(scope="module")
 def static(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, dict[str, bytes]]:
     """A short run, and its results where nothing disturbs it. Its units: five layers, then the grids."""
-    short = dataclasses.replace(config, analyses=("relation_scores",))
-    whole = dataclasses.replace(short, out=str(tmp_path_factory.mktemp("static")))
+    short = altered(config, analyses=("relation_scores",))
+    whole = altered(short, out=str(tmp_path_factory.mktemp("static")))
     run(whole, progress=False)
     return short, results(whole.out)
 
@@ -171,10 +173,10 @@ def n_found(out: Path) -> int:
 
 def test_another_config_starts_anew_and_leaves_the_other_runs_units(static, tmp_path, monkeypatch):
     short, expected = static
-    short = dataclasses.replace(short, out=str(tmp_path))
+    short = altered(short, out=str(tmp_path))
     with killed_after(3, monkeypatch):
         run(short, progress=False)
-    run(dataclasses.replace(short, top_k=3), progress=False)
+    run(altered(short, top_k=3), progress=False)
     assert n_found(tmp_path) == 0
     assert results(tmp_path)["scores.csv"] != expected["scores.csv"]
     assert len(unit_files(tmp_path)) == 3
@@ -185,17 +187,17 @@ def test_another_config_starts_anew_and_leaves_the_other_runs_units(static, tmp_
 
 def test_a_run_goes_on_with_its_devices_shared_otherwise(static, tmp_path, monkeypatch):
     short, expected = static
-    short = dataclasses.replace(short, out=str(tmp_path))
+    short = altered(short, out=str(tmp_path))
     with killed_after(3, monkeypatch):
         run(short, progress=False)
-    run(dataclasses.replace(short, mesh={"data": 2, "model": 4}), progress=False)
+    run(altered(short, mesh={"data": 2, "model": 4}), progress=False)
     assert n_found(tmp_path) == 3
     assert results(tmp_path) == expected
 
 
 def test_a_damaged_unit_is_computed_again(static, tmp_path, monkeypatch):
     short, expected = static
-    short = dataclasses.replace(short, out=str(tmp_path))
+    short = altered(short, out=str(tmp_path))
     with killed_after(4, monkeypatch):
         run(short, progress=False)
     truncated, flipped, empty, _ = sorted(unit_files(tmp_path))
@@ -213,14 +215,14 @@ def test_a_damaged_unit_is_computed_again(static, tmp_path, monkeypatch):
 
 
 def key(config: RunConfig) -> str:
-    subject = experiments.run.load_subject(config.model, config)
-    return experiments.resume.run_key(experiments.resume.determinants(config, [subject]))
+    study = open_model(config.model, config)
+    return experiments.resume.run_key(experiments.resume.determinants(config, [study]))
 
 
 def test_the_key_is_of_what_determines_the_numbers_and_of_nothing_else(config, tmp_path, monkeypatch):
     own = key(config)
     shutil.copytree(config.model, tmp_path / "moved")
-    shutil.copytree(config.relations_dir, tmp_path / "relations")
+    shutil.copytree(config.data.relations_dir, tmp_path / "relations")
     elsewhere = {"model": str(tmp_path / "moved"), "relations_dir": str(tmp_path / "relations")}
     same = (
         {"out": "elsewhere", "checkpoint_dir": "elsewhere", "parallel": "pmap", "device_memory": 1.0},
@@ -228,7 +230,7 @@ def test_the_key_is_of_what_determines_the_numbers_and_of_nothing_else(config, t
         elsewhere,
     )
     for changes in same:
-        assert key(dataclasses.replace(config, **changes)) == own, changes
+        assert key(altered(config, **changes)) == own, changes
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "The capital of Italy is", "answer": "Rome"}')
     other = (
@@ -242,9 +244,9 @@ def test_the_key_is_of_what_determines_the_numbers_and_of_nothing_else(config, t
         {"prompts": str(prompts)},
         {"templates": ("<X> was",)},
     )
-    keys = [key(dataclasses.replace(config, **changes)) for changes in other]
+    keys = [key(altered(config, **changes)) for changes in other]
     prompts.write_text('{"prompt": "The capital of Spain is", "answer": "Madrid"}')
-    keys.append(key(dataclasses.replace(config, prompts=str(prompts))))
+    keys.append(key(altered(config, prompts=str(prompts))))
     with monkeypatch.context() as patch:
         patch.setattr(experiments.resume, "versions", lambda: {"jax": "0.0.1"})
         keys.append(key(config))
@@ -252,45 +254,60 @@ def test_the_key_is_of_what_determines_the_numbers_and_of_nothing_else(config, t
         patch.setattr(experiments.resume, "code_digest", lambda: "another")
         keys.append(key(config))
     (tmp_path / "relations" / "copying.json").write_text(json.dumps(PAIRS["copying"][1:]))
-    keys.append(key(dataclasses.replace(config, **elsewhere)))
+    keys.append(key(altered(config, **elsewhere)))
     header = json.loads((tmp_path / "moved" / HEADER).read_text())
     header["provenance"]["files"]["weights"]["sha256"] = "another"
     (tmp_path / "moved" / HEADER).write_text(json.dumps(seal(header)))
-    keys.append(key(dataclasses.replace(config, model=str(tmp_path / "moved"))))
+    keys.append(key(altered(config, model=str(tmp_path / "moved"))))
     assert len({own, *keys}) == 1 + len(keys)
 
 
 # What may change without starting anew; everything else that a config says determines the numbers.
 OUTSIDE = {
-    *(
-        "model",
-        "relations_dir",
-        "prompts",
-        "out",
-        "checkpoint_dir",
-        "mesh",
-        "parallel",
-        "distributed",
-        "rate",
-    ),
-    *("device_memory", "threshold", "count_suppression", "latex", "circuits", "heat_maps", "orientation"),
-    *("origin", "compare"),
+    *("model", "out", "checkpoint_dir", "distributed", "compare", "ignore_fields"),
+    *("relations", "relations_dir", "prompts", "mesh", "parallel", "rate", "device_memory"),
+    *("threshold", "count_suppression", "latex", "circuits", "heat_maps", "orientation", "origin"),
+}
+# Of analyses, those of the run.
+OTHER_OPTIONS = {
+    **{"analyses": ("relation_scores",), "seed": 1, "multi_token": True, "replacement": "resample"},
+    **{"positions": "all", "kv_groups": True, "metrics": ("accuracy",), "rank_by": "dynamic_context"},
+    **{"max_heads": 1, "n_random_draws": 1},
 }
 
 
 def test_every_field_is_in_the_key_or_outside_for_a_reason(config):
-    assert set(experiments.resume.NOT_IN_KEY) == OUTSIDE
-    subject = experiments.run.load_subject(config.model, config)
-    own = key(config)
-    values = OTHER | {"analyses": ("relation_scores",), "ablation": "resample"}
-    assert values.keys() | OUTSIDE == {field.name for field in dataclasses.fields(RunConfig)}
+    study = open_model(config.model, config)
+    own, values = key(config), OTHER | OTHER_OPTIONS
+    parts = (RunConfig, *SECTIONS.values(), *map(type, config.analyses.values()))
+    known = {field.name for part in parts for field in dataclasses.fields(part)} - set(SECTIONS)
+    assert values.keys() | OUTSIDE | {"mean_over"} == known
     for name, value in values.items():
         if name == "stream":
             continue  # refused for these analyses; the same rule holds
-        changed = dataclasses.replace(config, **{name: value})
-        assert getattr(changed, name) != getattr(config, name), name
-        determined = experiments.resume.determinants(changed, [subject])
+        other = altered(config, **{name: value})
+        assert other != config, name
+        determined = experiments.resume.determinants(other, [study])
         assert (experiments.resume.run_key(determined) == own) == (name in OUTSIDE), name
+    means = altered(config, mean_over="tokens")
+    assert experiments.resume.run_key(experiments.resume.determinants(means, [study])) != own
+
+
+def test_what_only_shows_numbers_is_not_in_the_key(monkeypatch, tmp_path):
+    """Nor is a comment: the digest is of what Python reads."""
+    root = Path(experiments.resume.__file__).parents[1]
+    for package in ("headjax", "kernels", "checkpoints_convert"):
+        shutil.copytree(root / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(experiments.resume, "__file__", str(tmp_path / "experiments" / "resume.py"))
+    own = experiments.resume.code_digest()
+    with open(tmp_path / "headjax" / "figures" / "__init__.py", "a") as file:
+        file.write("\nMORE = 1\n")
+    with open(tmp_path / "headjax" / "grid.py", "a") as file:
+        file.write("\n# nothing that counts\n")
+    assert experiments.resume.code_digest() == own
+    with open(tmp_path / "headjax" / "grid.py", "a") as file:
+        file.write("\nMORE = 1\n")
+    assert experiments.resume.code_digest() != own
 
 
 def test_the_number_of_variants_at_once_is_that_of_the_first_start(config, tmp_path, monkeypatch):
@@ -301,8 +318,8 @@ def test_the_number_of_variants_at_once_is_that_of_the_first_start(config, tmp_p
         return 4
 
     monkeypatch.setattr("headjax.engine.variants.choose_variant_batch", choose)
-    ablation = dataclasses.replace(
-        config, analyses=("head_ablation",), variant_batch=None, ablation="zero", out=str(tmp_path)
+    ablation = altered(
+        config, analyses=("head_ablation",), variant_batch=None, replacement="zero", out=str(tmp_path)
     )
     for n_units in (3, 2):
         with killed_after(n_units, monkeypatch):
@@ -311,7 +328,7 @@ def test_the_number_of_variants_at_once_is_that_of_the_first_start(config, tmp_p
 
 
 def test_two_runs_in_one_out_are_refused(static, tmp_path):
-    short = dataclasses.replace(static[0], out=str(tmp_path / "out"))
+    short = altered(static[0], out=str(tmp_path / "out"))
     with (
         experiments.resume.one_run_in(tmp_path / "out"),
         pytest.raises(InputError, match=r"/out must be one run's alone; another run is writing into it"),
@@ -324,15 +341,15 @@ def test_two_runs_in_one_out_are_refused(static, tmp_path):
 def test_a_checkpoint_that_changes_under_a_sweep_is_named(static, tmp_path, monkeypatch):
     short, _ = static
     shutil.copytree(short.model, tmp_path / "model")
-    short = dataclasses.replace(short, model=str(tmp_path / "model"), out=str(tmp_path / "out"))
-    score = experiments.run.ANALYSES["relation_scores"]
+    short = altered(short, model=str(tmp_path / "model"), out=str(tmp_path / "out"))
+    score = RelationScores.run
 
     def score_and_convert_again(*arguments):
-        grids = score(*arguments)
+        found = score(*arguments)
         write_model(tmp_path / "model", len(tiny_tokenizers.byte_level()), seed=1, n_heads=8)
-        return grids
+        return found
 
-    monkeypatch.setitem(experiments.run.ANALYSES, "relation_scores", score_and_convert_again)
+    monkeypatch.setattr(RelationScores, "run", score_and_convert_again)
     with pytest.raises(InputError, match=r"/model must stay as it is while a run reads it; .* changed"):
         run(short, progress=False)
     assert not list((tmp_path / "out").iterdir())
@@ -348,7 +365,7 @@ def test_weights_that_change_at_the_same_size_are_noticed(converted, static, tmp
     else:
         torch_oracle.save_model("gpt2", model)
         tiny_tokenizers.whole_words("John Mary Anna Peter Mark Lucy dog").save_pretrained(model)
-    short = dataclasses.replace(
+    short = altered(
         short,
         model=str(model),
         relations=("copying",),
@@ -356,19 +373,19 @@ def test_weights_that_change_at_the_same_size_are_noticed(converted, static, tmp
         top_k_copying=1,
         out=str(tmp_path / "out"),
     )
-    score = experiments.run.ANALYSES["relation_scores"]
+    score = RelationScores.run
 
     def score_and_write_over(*arguments):
-        grids = score(*arguments)
+        found = score(*arguments)
         largest = max(
             (file for file in model.rglob("*") if file.is_file()), key=lambda file: file.stat().st_size
         )
         content = bytearray(largest.read_bytes())
         content[-1] ^= 1
         largest.write_bytes(content)
-        return grids
+        return found
 
-    monkeypatch.setitem(experiments.run.ANALYSES, "relation_scores", score_and_write_over)
+    monkeypatch.setattr(RelationScores, "run", score_and_write_over)
     with pytest.raises(InputError, match=r"/model must stay as it is while a run reads it; .* changed"):
         run(short, progress=False)
     assert not list((tmp_path / "out").iterdir())
@@ -387,7 +404,7 @@ class FullDisk(io.FileIO):
 
 def test_a_full_disk_gives_one_line_and_the_run_goes_on_when_there_is_room(static, tmp_path, monkeypatch):
     short, expected = static
-    short = dataclasses.replace(short, out=str(tmp_path))
+    short = altered(short, out=str(tmp_path))
 
     def open_until_full(path: Path, mode: str, **options) -> io.IOBase:
         full = "b" in mode and len(unit_files(tmp_path)) == 3
@@ -407,8 +424,8 @@ def test_a_full_disk_gives_one_line_and_the_run_goes_on_when_there_is_room(stati
 @pytest.mark.parametrize("full", ["scores.csv", "scores.npz", "run.json"])
 def test_a_disk_that_is_full_when_results_are_written(full: str, static, tmp_path, monkeypatch):
     short, expected = static
-    short = dataclasses.replace(short, out=str(tmp_path))
-    monkeypatch.setattr(experiments.run, "draw_figures", lambda results, config: [])
+    short = altered(short, out=str(tmp_path))
+    monkeypatch.setattr(experiments.run, "draw_all", lambda found, compared, config: [])
 
     replace = os.replace
 
@@ -429,7 +446,7 @@ def test_a_disk_that_is_full_when_results_are_written(full: str, static, tmp_pat
 
 def test_the_same_on_a_disk_that_is_really_full(static, tmp_path):
     short, expected = static
-    short = dataclasses.replace(short, out=str(tmp_path))
+    short = altered(short, out=str(tmp_path))
     size = "size=16k"  # room for a few files, which take 4 KiB each
     mount = ["mount", "-t", "tmpfs", "-o", size, "tmpfs", str(tmp_path)]
     if os.geteuid() or subprocess.run(mount, capture_output=True).returncode:
@@ -479,7 +496,7 @@ def test_values_come_back_bit_for_bit():
 
 def test_a_unit_makes_no_objects_but_our_values():
     forged = pack(Metrics(None, None, None)).replace(
-        b"headjax.engine.metrics:Metrics", b"subprocess:Popen" + b" " * 7
+        b"headjax.engine.metrics:Metrics", b"subprocess:Popen" + b" " * 14
     )
     with pytest.raises(InputError, match="only headjax's own classes"):
         unpack(forged)

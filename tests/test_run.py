@@ -1,7 +1,6 @@
 """`python -m experiments.run`: from checkpoints on disk to every file it promises, and its error lines."""
 
 import csv
-import dataclasses
 import json
 import os
 import subprocess
@@ -18,6 +17,7 @@ from experiments.config import RunConfig
 from experiments.run import parse_overrides, run
 from headjax.errors import InputError, run_main
 from headjax.grid import load_npz
+from tests.helpers.runs import altered, run_config
 from tests.test_parity import TRAINED
 from tests.tiny_run import tiny_run
 
@@ -42,7 +42,7 @@ def finished(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     """One run over a trained checkpoint."""
     tmp = tmp_path_factory.mktemp("run")
     (tmp / "relations").mkdir()
-    config = RunConfig(
+    config = run_config(
         model=str(shared_data / "checkpoints" / "stories260K"),
         relations_dir=write_relations("stories260K", tmp / "relations"),
         min_pairs=3,
@@ -127,7 +127,7 @@ def test_figures_are_drawn_again_without_the_model(finished, capsys):
 @pytest.mark.parametrize("name", TRAINED)
 def test_every_trained_checkpoint_runs_through_to_its_figures(name: str, shared_data: Path, tmp_path: Path):
     (tmp_path / "relations").mkdir()
-    config = RunConfig(
+    config = run_config(
         model=str(shared_data / "checkpoints" / name),
         relations_dir=write_relations(name, tmp_path / "relations"),
         min_pairs=3,
@@ -168,8 +168,8 @@ def one_line(process: subprocess.Popen) -> str:
             "a field must be given once; got --config",
         ),
         (
-            ["--config=relation_scores", "--config.ablation=mean"],
-            "field 'ablation' must have an effect on",
+            ["--config=relation_scores", "--config.replacement=mean"],
+            "field 'replacement' must have an effect;",
         ),
         (["--confg=demo"], "--confg=demo"),
         (["--config=demo", "--dry_run=maybe"], "dry_run"),
@@ -197,10 +197,13 @@ def test_processes_end_with_one_line(tmp_path: Path):
 
 
 def test_a_run_that_is_asked_to_end_keeps_what_is_finished(tmp_path: Path):
-    config = dataclasses.replace(tiny_run(tmp_path), analyses=("relation_scores",), templates=())
+    config = altered(tiny_run(tmp_path), analyses=("relation_scores",), templates=())
     (tmp_path / "config.py").write_text(
         "import time\n"
         "from experiments.config import RunConfig\n"
+        "from headjax.analyses import *\n"
+        "from headjax.report.options import Report\n"
+        "from headjax.study import *\n"
         "from experiments.units import Units\n"
         "store = Units._store\n"
         "Units._store = lambda *unit: (store(*unit), time.sleep(100))\n"  # the first takes its time
@@ -229,7 +232,7 @@ def test_a_run_that_is_asked_to_end_keeps_what_is_finished(tmp_path: Path):
 )
 def test_what_cannot_be_done_is_refused_before_anything_is_written(finished, changes, message, tmp_path):
     config, _ = finished
-    changed = dataclasses.replace(config, out=str(tmp_path / "out"), **changes)
+    changed = altered(config, out=str(tmp_path / "out"), **changes)
     with pytest.raises(InputError, match=message):
         run(changed, progress=False)
     assert not any(file.is_file() for file in (tmp_path / "out").rglob("*"))
@@ -239,7 +242,7 @@ def test_an_unwritable_out_is_named(finished, tmp_path):
     config, _ = finished
     (tmp_path / "out").write_text("a file stands here")
     with pytest.raises(InputError, match=r"out.*must be writable"):
-        run(dataclasses.replace(config, out=str(tmp_path / "out")), progress=False)
+        run(altered(config, out=str(tmp_path / "out")), progress=False)
 
 
 def test_overrides_are_field_equals_value():

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from experiments import run as runner
-from experiments.checks import CHECKS, check_unique
-from experiments.config import ANALYSES, RunConfig
+from experiments.check import check_unique
+from experiments.config import RunConfig
 from experiments.plan import print_plan
 from headjax.data import prompt_sets
 from headjax.errors import InputError, run_main
 from headjax.grid import GridSet, HeadGrid
 from headjax.io import atomic_write, safe_name
+from tests.helpers.runs import altered
 from tests.tiny_run import tiny_run
 
 TWIN = {"prompt": "The capital of Italy is", "answer": "Rome", "corrupted": "The capital of Spain is"}
@@ -30,7 +31,7 @@ PATHS = ("path_patching",)
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     tmp = tmp_path_factory.mktemp("checks")
-    config = dataclasses.replace(tiny_run(tmp), ablation="zero")
+    config = altered(tiny_run(tmp), replacement="zero")
     (tmp / "one.jsonl").write_text(json.dumps(TWIN))
     (tmp / "twins.jsonl").write_text(json.dumps(TWIN | {"distractor": "Madrid"}))
     (tmp / "bad.jsonl").write_text('{"prompt": "The capital of Italy is"}')
@@ -80,13 +81,16 @@ def refused(monkeypatch, capsys, count_compiles) -> Callable[[RunConfig], str]:
             {"analyses": ("attention_patterns", "ablation_curves"), "rank_by": "attention_induction"},
             "'attention_induction' has prompts, repeated_tokens, not capitals",
         ),
-        ({"analyses": ("universality",)}, "universality needs relation_scores; got universality"),
         (
-            {"analyses": ("head_ablation",), "prompts": "{}/one.jsonl", "ablation": "resample"},
+            {"analyses": ("universality",)},
+            "universality needs relation_scores before it; grids there are: none",
+        ),
+        (
+            {"analyses": ("head_ablation",), "prompts": "{}/one.jsonl", "replacement": "resample"},
             None,  # it has a corrupted partner
         ),
         (
-            {"analyses": ABLATE, "ablation": "resample", "n_prompts": 1},
+            {"analyses": ABLATE, "replacement": "resample", "n_prompts": 1},
             "resampling needs corrupted partners",
         ),
         ({"analyses": PATHS, "prompts": "{}/one.jsonl"}, "path patching needs prompts with distractors"),
@@ -94,7 +98,7 @@ def refused(monkeypatch, capsys, count_compiles) -> Callable[[RunConfig], str]:
         ({"analyses": PATHS, "receivers": ("L0H0.q",)}, "a receiver must be above layer 0.*; got L0H0.q"),
         ({"analyses": PATHS, "receivers": ("L3H0.v",)}, "only with positions='all'; got the receiver L3H0.v"),
         ({"analyses": PATHS, "receivers": ("L3H0.x",)}, "like L9H6.q; got 'L3H0.x'"),
-        ({"analyses": ("salient_operations",), "salient_heads": ("L1H3",)}, "5 layers of 3 heads; got L1H3"),
+        ({"analyses": ("salient_operations",), "heads": ("L1H3",)}, "5 layers of 3 heads; got L1H3"),
         ({"circuits": ("copying=L1H3",)}, "marked heads must be inside the model"),
         ({"circuits": ("copying=nowhere.json",)}, "nowhere.json: cannot be read"),
         (
@@ -129,28 +133,32 @@ def test_it_is_said_before_any_work(config, refused, changes: dict, message: str
         return value.replace("{}", root) if isinstance(value, str) else value
 
     changes = {"analyses": ("relation_scores",)} | {field: at(value) for field, value in changes.items()}
-    changed = dataclasses.replace(config, out=str(tmp_path / "out"), **changes)
+    said = ""
+    try:
+        changed = altered(config, out=str(tmp_path / "out"), **changes)
+    except InputError as error:  # an analysis is at fault by itself
+        said = str(error)
     if message is None:
         print_plan(changed)
     else:
-        assert re.search(message, refused(changed))
+        assert re.search(message, said or refused(changed))
 
 
 def test_copy_scores_need_names(config, refused, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(prompt_sets, "IOI_NAMES", "John Mary Xerxes Zoroaster")
-    changed = dataclasses.replace(config, analyses=("copy_score",), out=str(tmp_path / "out"))
+    changed = altered(config, analyses=("copy_score",), out=str(tmp_path / "out"))
     assert "needs 5 names that are one token each; 2 are" in refused(changed)
 
 
 def test_a_plan_refuses_the_same(config, tmp_path: Path):
-    changed = dataclasses.replace(config, analyses=CURVES[::-1], mesh={"data": 1})
+    changed = altered(config, analyses=CURVES[::-1], mesh={"data": 1})
     with pytest.raises(InputError, match="rank_by is 'static', grids there are: none"):
         print_plan(changed)
 
 
 def test_results_that_could_not_be_written_are_named(config, refused, tmp_path: Path):
     out = tmp_path / "out"
-    changed = dataclasses.replace(config, out=str(out))
+    changed = altered(config, out=str(out))
     (out / "scores.csv").mkdir(parents=True)
     assert re.search(r"results are written to files; .*out/scores.csv is a directory", refused(changed))
     (out / "scores.csv").rmdir()
@@ -160,7 +168,7 @@ def test_results_that_could_not_be_written_are_named(config, refused, tmp_path: 
     file.write_text("")
     for name in (file, file / "below", tmp_path / ("x" * 300)):
         with pytest.raises(InputError, match="must be writable"):
-            runner.run(dataclasses.replace(config, out=str(name)), progress=False)
+            runner.run(altered(config, out=str(name)), progress=False)
 
 
 def test_an_unconverted_model_is_not_converted_first(config, refused, tmp_path: Path):
@@ -177,11 +185,11 @@ def test_an_unconverted_model_is_not_converted_first(config, refused, tmp_path: 
         (tmp_path / "unconverted").mkdir(exist_ok=True)
         shutil.copy(file, tmp_path / "unconverted")
     (tmp_path / "unconverted" / "config.json").write_text(json.dumps(fields))
-    changed = dataclasses.replace(
+    changed = altered(
         config,
         model=(str(tmp_path / "unconverted"), config.model),
         analyses=("salient_operations",),
-        salient_heads=("L4H3",),
+        heads=("L4H3",),
         out=str(tmp_path / "out"),
         checkpoint_dir=str(tmp_path / "checkpoints"),
     )
@@ -189,14 +197,12 @@ def test_an_unconverted_model_is_not_converted_first(config, refused, tmp_path: 
     assert not (tmp_path / "checkpoints").exists()
 
 
-def test_every_analysis_has_its_check():
-    assert tuple(CHECKS) == ANALYSES
-
-
 def test_coordinates_are_apart():
     grid = HeadGrid(np.zeros((2, 3)), "m", "r", "c", "static", 3)
     check_unique(GridSet((grid, dataclasses.replace(grid, template="<X>"))))
-    with pytest.raises(InputError, match=r"coordinates of its own; 2 have \('m', 'static', 'r', '', ''\)"):
+    with pytest.raises(
+        InputError, match=r"coordinates of its own; 2 have \('m', '', 'static', 'r', '', ''\)"
+    ):
         check_unique(GridSet((grid, grid)))
 
 

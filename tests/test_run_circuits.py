@@ -9,16 +9,20 @@ import numpy as np
 import pytest
 
 from experiments import draw, planted
-from experiments.circuits import read_circuits
 from experiments.config import RunConfig
 from experiments.run import run
-from experiments.subject import Subject
 from headjax.axes import Head
 from headjax.circuits.published import read_circuit
+from headjax.circuits.tables import CircuitRow, circuit_for, with_prediction
 from headjax.data.prompts import load_tokenizer, select_pairs
 from headjax.data.relations import load_relations
 from headjax.errors import InputError
 from headjax.grid import load_npz
+from headjax.report.table import read_rows
+from headjax.result import Result
+from headjax.study import Data, Study
+from headjax.zoo import Source
+from tests.helpers.runs import altered, run_config
 from tests.test_model import GPT2
 
 TASKS = ("country_to_capital", "name_copying")
@@ -33,7 +37,7 @@ def read(path: Path) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, list[Path]]:
     tmp = tmp_path_factory.mktemp("circuits")
-    config = RunConfig(
+    config = run_config(
         model="planted",
         relations=TASKS,
         prompts=TASKS,
@@ -159,10 +163,9 @@ def test_figures_show_the_circuits_and_are_drawn_again_without_the_model(demo):
     draw.main(["draw", config.out])
     assert {name: (figures / name).read_bytes() for name in names} == before
     chosen = load_npz(Path(config.out) / "scores.npz").select(kind="static").grids
-    marks = draw.circuit_for(
-        "planted", "name_copying", config, read_circuits(Path(config.out) / "circuits.csv")
-    )
-    legend = draw.with_prediction(marks, chosen[1]).legend
+    found = Result(tables={"circuits": read_rows(Path(config.out) / "circuits.csv", CircuitRow)})
+    marks = circuit_for("planted", "name_copying", config.report, found)
+    legend = with_prediction(marks, chosen[1]).legend
     assert legend.startswith("Found by path patching (name copying); AUC 1.00 (p = ")
 
 
@@ -171,19 +174,18 @@ def test_every_prompt_set_has_partners_and_several_can_be_named(shared_data):
     tokenizer = load_tokenizer(shared_data / "tokenizers" / "gpt2")
     model = dataclasses.replace(GPT2, vocab_size=50257, max_positions=128)
     pairs, _ = select_pairs(tokenizer, load_relations(("country_to_capital",)), model.vocab_size)
-    config = RunConfig(model="any", prompts=names, n_prompts=4)
-    subject = Subject("Any", Path(), model, tokenizer, config, pairs, (), None)
-    assert tuple(subject.twin_batches) == names
-    for batch in (*subject.twin_batches.values(), subject.task_batch):
+    source = Source(Path(), "any", None)
+    study = Study(source, "Any", model, tokenizer, pairs, (), Data(prompts=names, n_prompts=4))
+    assert tuple(study.twin_batches()) == names
+    for batch in (*study.twin_batches().values(), study.task_batch()):
         assert (batch.answers != batch.distractors).all()
         assert (batch.tokens != batch.corrupted).any(axis=1).all()
         assert not (batch.tokens != batch.corrupted)[~batch.mask].any()
-    assert [prompt.relation for prompt in subject.task_batch.prompts[::4]] == list(names)
-    one = dataclasses.replace(subject, run=dataclasses.replace(config, prompts="country_to_capital"))
-    assert list(one.twin_batches) == ["country_to_capital"]
-    all_of_them = dataclasses.replace(subject, run=dataclasses.replace(config, prompts=None))
-    assert list(all_of_them.twin_batches) == ["country_to_capital"]
-    assert all_of_them.task_batch.corrupted is None
+    assert [prompt.relation for prompt in study.task_batch().prompts[::4]] == list(names)
+    assert list(study.twin_batches("country_to_capital")) == ["country_to_capital"]
+    all_of_them = dataclasses.replace(study, data=Data(n_prompts=4))
+    assert list(all_of_them.twin_batches()) == ["country_to_capital"]
+    assert all_of_them.task_batch().corrupted is None
 
 
 PROMPTS = (
@@ -203,7 +205,7 @@ def trained(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunC
     (tmp / "names.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (tmp / "relations").mkdir()
     (tmp / "relations" / "copying.json").write_text(json.dumps([[w, w] for w in ("Lily", "Tim", "mom")]))
-    return RunConfig(
+    return run_config(
         model=str(shared_data / "checkpoints" / "stories260K"),
         relations_dir=str(tmp / "relations"),
         min_pairs=3,
@@ -234,13 +236,11 @@ def test_path_patching_writes_a_grid_for_the_logits_and_for_each_kind_of_input(t
 
 def test_input_at_fault_is_refused(trained, tmp_path, caplog):
     """Prompts without partners, receivers that are none, and a task done the wrong way round."""
-    fields = [json.loads(line) for line in Path(trained.prompts).read_text().splitlines()]
+    fields = [json.loads(line) for line in Path(trained.data.prompts).read_text().splitlines()]
 
     def refused(message: str, lines: list[dict], **changes) -> None:
         (tmp_path / "other.jsonl").write_text("\n".join(map(json.dumps, lines)))
-        config = dataclasses.replace(
-            trained, prompts=str(tmp_path / "other.jsonl"), out=str(tmp_path / "out"), **changes
-        )
+        config = altered(trained, prompts=str(tmp_path / "other.jsonl"), out=str(tmp_path / "out"), **changes)
         with pytest.raises(InputError, match=message):
             run(config, progress=False)
 

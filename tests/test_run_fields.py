@@ -1,8 +1,8 @@
 """Every field of a run does what it says, and what has no effect on what is asked is not taken silently.
 
 Runs on a tiny model, in process, with figures recorded instead of drawn: a table of fields, each with another
-value and what must come of it; and for every analysis all fields that `experiments.fields` calls idle,
-changed at once: not a byte of the results may differ.
+value and what must come of it; and for every analysis all fields that it says it does not read, changed at
+once: not a byte of the results may differ.
 """
 
 import csv
@@ -15,14 +15,24 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from experiments import draw, draw_papers
 from experiments import run as runner
-from experiments.config import ANALYSES, RunConfig, load_config
-from experiments.fields import FIELDS, changed_fields, refuse_without_effect, without_effect
+from experiments.config import (
+    ALWAYS,
+    PLANNED,
+    SECTIONS,
+    RunConfig,
+    changed_places,
+    idle,
+    load_config,
+    refuse_idle,
+)
 from experiments.stages import Stages
 from headjax import figures
+from headjax.analyses.registry import ANALYSES
 from headjax.errors import InputError
 from headjax.grid import GridSet, HeadGrid, load_npz
+from headjax.study import Data
+from tests.helpers.runs import altered, places
 from tests.tiny_run import tiny_run
 
 STATIC, DYNAMIC, ABLATE = ("relation_scores",), ("dynamic_scores",), ("head_ablation",)
@@ -61,32 +71,36 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
         for a, b in (("John", "Mary"), ("Anna", "Peter"), ("Mark", "Lucy"))
     ]
     (tmp / "twins.jsonl").write_text("\n".join(map(json.dumps, twins)))
-    return dataclasses.replace(config, top_k=60, top_k_copying=60, ablation="zero", analyses=STATIC)
+    return altered(config, top_k=60, top_k_copying=60, analyses=STATIC)
 
 
 def changed_config(config: RunConfig, **changes: Any) -> RunConfig:
     """With some fields changed; {} stands for the directory of the tiny model's."""
     root = str(Path(config.model).parent)
     named = {f: v.replace("{}", root) if isinstance(v, str) else v for f, v in changes.items()}
-    return dataclasses.replace(config, **named)
+    return altered(config, **named)
+
+
+DRAWN = (
+    *("category_map", "relation_heat_map", "score_map", "signed_map", "circuit_overlap_map"),
+    *("ablation_curves_figure", "comparison_figure"),
+    *("category_share_figure", "relations_per_head_figure", "group_similarity_figure"),
+)
 
 
 class Recorder:
-    """Stands in for headjax.figures: keeps what each figure is given, draws nothing."""
+    """Stands in for the functions of headjax.figures: keeps what each figure is given, draws nothing."""
 
     def __init__(self, out: str):
         self.drawn: list[tuple] = []
         self.out = out
 
-    def __getattr__(self, name: str) -> Any:
-        if name[0].isupper():
-            return getattr(figures, name)
-
-        def record(*arguments: Any, **options: Any) -> tuple:
+    def record(self, name: str) -> Callable[..., tuple]:
+        def draw(*arguments: Any, **options: Any) -> tuple:
             self.drawn.append((name, self.plain(arguments), self.plain(options)))
             return ()
 
-        return record
+        return draw
 
     def plain(self, value: Any) -> Any:
         if isinstance(value, GridSet | HeadGrid):
@@ -119,10 +133,10 @@ def found(config, tmp_path_factory) -> Callable[..., Found]:
 
         recorder = Recorder(str(out))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(draw, "figures", recorder)
-            patch.setattr(draw_papers, "figures", recorder)
+            for name in DRAWN:
+                patch.setattr(figures, name, recorder.record(name))
             patch.setattr(Stages, "track", count)
-            runner.run(dataclasses.replace(changed, out=str(out)), progress=False)
+            runner.run(altered(changed, out=str(out)), progress=False)
         files = {
             file.relative_to(out).as_posix(): file.read_bytes() for file in out.rglob("*") if file.is_file()
         }
@@ -257,7 +271,7 @@ CASES = (
     Case("batch_size", 16, DYNAMIC, n_steps, [("dynamic scores", 2)]),
     Case("seed", 1, DYNAMIC, scores, base={"n_prompts": 2}),
     Case("seed", 1, ("attention_patterns",), scores),
-    Case("seed", 1, ABLATE, scores, base={"ablation": "resample"}),
+    Case("seed", 1, ABLATE, scores, base={"replacement": "resample"}),
     Case("templates", ("No <X> means",), DYNAMIC, templates, {"No <X> means"}),
     Case("templates", ("No <X> means",), ABLATE, scores),
     Case("prompts", "{}/asked.jsonl", ABLATE, relations, {"asked"}),
@@ -267,11 +281,11 @@ CASES = (
     Case("bos", True, DYNAMIC, scores),
     Case("bos", True, ABLATE, scores),
     Case("bos", True, ("attention_patterns",), scores),
-    Case("ablation", "mean", ABLATE, scores),
-    Case("ablation", "resample", ("gradient_attribution",), scores),
-    Case("ablation", "mean", CURVES, curves),
-    Case("mean_over", "tokens", ABLATE, scores, base={"ablation": "mean"}),
-    Case("mean_over", "tokens", CURVES, curves, base={"ablation": "mean"}),
+    Case("replacement", "mean", ABLATE, scores),
+    Case("replacement", "resample", ("gradient_attribution",), scores),
+    Case("replacement", "mean", CURVES, curves),
+    Case("mean_over", "tokens", ABLATE, scores, base={"replacement": "mean"}),
+    Case("mean_over", "tokens", CURVES, curves, base={"replacement": "mean"}),
     Case("positions", "all", ABLATE, scores),
     Case("positions", "all", ("gradient_attribution",), scores),
     Case("positions", "all", PATHS, scores, base=TWINS | {"receivers": ("L3H1.q",)}),
@@ -282,8 +296,8 @@ CASES = (
     Case("max_heads", 2, CURVES, removed, 2),
     Case("n_random_draws", 1, CURVES, random_curves),
     Case("variant_batch", 16, ABLATE, n_steps),
-    Case("salient_heads", ("L1H2",), ("salient_operations",), lambda f: list(salient(f)), ["L1H2"]),
-    Case("n_salient", 3, ("salient_operations",), n_salient, {(3, 5)}),
+    Case("heads", ("L1H2",), ("salient_operations",), lambda f: list(salient(f)), ["L1H2"]),
+    Case("n_tokens", 3, ("salient_operations",), n_salient, {(3, 5)}),
     Case("n_mapped", 2, ("salient_operations",), n_salient, {(15, 2)}),
     Case("receivers", ("L3H1.q",), PATHS, kinds, {"path_direct", "path_logits", "path_query"}, TWINS),
     Case("n_stages", 1, ("circuit_discovery",), stages, {"1"}, TWO_STAGES),
@@ -308,17 +322,27 @@ ELSEWHERE = {
 }
 
 
+def all_fields() -> set[str]:
+    """Names of all fields of a run and of the analyses that there are."""
+    parts = (RunConfig, *SECTIONS.values(), *ANALYSES.values())
+    return {field.name for part in parts for field in dataclasses.fields(part)} - set(SECTIONS)
+
+
 def test_every_field_is_in_the_tables():
-    fields = {field.name for field in dataclasses.fields(RunConfig)}
-    assert set(FIELDS) == fields
-    assert {case.field for case in CASES} | set(ELSEWHERE) == fields
+    assert {case.field for case in CASES} | set(ELSEWHERE) == all_fields()
     assert not {case.field for case in CASES} & set(ELSEWHERE)
+
+
+def test_every_field_outside_analyses_is_read_by_one():
+    read = ALWAYS.union(PLANNED, *(analysis().reads(Data()) for analysis in ANALYSES.values()))
+    known = {f"{section}.{f.name}" for section, part in SECTIONS.items() for f in dataclasses.fields(part)}
+    assert read == known | {f.name for f in dataclasses.fields(RunConfig)} - set(SECTIONS)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.field}-{case.analyses[-1]}")
 def test_a_field_does_what_it_says(case: Case, found, config):
     before = {"analyses": case.analyses, **case.base}
-    assert case.value != before.get(case.field, getattr(config, case.field))
+    assert case.value != before.get(case.field)
     usual, other = (case.look(found(**changes)) for changes in (before, before | {case.field: case.value}))
     assert other != usual
     assert case.expected is ANY or other == case.expected
@@ -334,17 +358,13 @@ def test_the_threshold_is_held_against_every_score(found):
 
 # --- what has no effect -----------------------------------------------------------------------------
 
+# Fields outside analyses, with other values than they have.
 OTHER = {
     **{"top_k": 10, "top_k_copying": 5, "first_mlp": False, "threshold": 0.5, "count_suppression": False},
-    **{"dtype": "bfloat16", "batch_size": 3, "seed": 1, "templates": ("No <X> means",), "n_prompts": 2},
-    **{"multi_token": True, "bos": True, "ablation": "mean", "mean_over": "tokens", "positions": "all"},
-    **{"kv_groups": True, "metrics": ("accuracy",), "rank_by": "dynamic_context", "max_heads": 1},
-    **{"n_random_draws": 1, "variant_batch": 2, "stream": True, "salient_heads": ("L1H2",), "n_salient": 3},
-    **{"n_mapped": 2, "receivers": ("L3H1.q",), "n_stages": 1, "top_share": 0.5, "min_effect": 50.0},
-    **{"latex": True, "circuits": ("L1H2",), "heat_maps": ("copying",), "orientation": "head_x"},
-    **{"origin": "upper", "relations": ("copying",), "min_pairs": 5, "implementation": "reference"},
-    **{"mesh": {"data": 2, "model": 4}, "rate": 1.0, "device_memory": 1.0, "precision": "default"},
-    "ignore_fields": ("rope_scaling.alpha",),
+    **{"dtype": "bfloat16", "batch_size": 3, "templates": ("No <X> means",), "n_prompts": 2, "bos": True},
+    **{"variant_batch": 2, "stream": True, "latex": True, "circuits": ("L1H2",), "heat_maps": ("copying",)},
+    **{"orientation": "head_x", "origin": "upper", "relations": ("copying",), "min_pairs": 5},
+    **{"implementation": "reference", "mesh": {"data": 2, "model": 4}, "precision": "default"},
 }
 
 
@@ -359,14 +379,11 @@ def test_what_is_called_idle_changes_nothing(analysis: str, prompts: str | None,
     elif analysis in ("path_patching", "circuit_discovery"):
         base |= TWINS
     asked = changed_config(config, **base)
-    idle = [
-        name for name in without_effect(asked, OTHER) if name != "stream" or analysis == "relation_scores"
-    ]
-    changed = {name: OTHER[name] for name in idle}
-    # Together they may have an effect that each alone has not: then they are not idle.
-    together = without_effect(dataclasses.replace(asked, **changed), idle)
-    changed = {name: value for name, value in changed.items() if name in together}
-    assert len(changed) >= 12
+    place = {name: places(asked, name)[0] for name in OTHER}
+    unread = [name for name in OTHER if idle(asked, [place[name]])]
+    # Nothing but relation scores is streamed where the others are not.
+    changed = {name: OTHER[name] for name in unread if name != "stream" or analysis == "relation_scores"}
+    assert len(changed) >= 3
     usual, other = found(**base), found(**base, **changed)
     assert other.files.keys() == usual.files.keys()
     for name, content in usual.files.items():
@@ -378,46 +395,72 @@ def test_what_is_called_idle_changes_nothing(analysis: str, prompts: str | None,
 def test_no_config_of_ours_sets_what_has_no_effect():
     for file in (Path(runner.__file__).parent / "configs").rglob("[a-z]*.py"):
         config = load_config(str(file), {})
-        assert not without_effect(config, changed_fields(config)), file
+        assert not idle(config, changed_places(config)), file
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (
-            {"ablation": "mean"},
-            "'ablation' must have an effect.*on head_ablation, gradient_attribution",
-        ),
+        ({"replacement": "mean"}, "'replacement' must have an effect; it has one on head_ablation, gradient"),
         (
             {"receivers": "L9H6.q"},
-            "'receivers' must have an effect on what is asked; it has one on path_p",
+            "'receivers' must have an effect; it has one on path_patching, asked is rel",
         ),
-        ({"mean_over": "tokens", "analyses": "head_ablation"}, "'mean_over'.* where ablation is 'mean'"),
-        ({"rate": "1"}, "'rate' must have an effect .* where it is planned with --dry_run"),
-        ({"seed": "1", "model": "phi-2"}, "'seed' .*; or on .* where prompts are drawn"),
+        ({"mean_over": "tokens", "analyses": "head_ablation"}, "'mean_over'.* where replacement is 'mean'"),
+        (
+            {"batch_size": "3"},
+            "'batch_size' must have an effect on what is asked; it has one on dynamic_scores",
+        ),
+        ({"rate": "1"}, "'rate' must have an effect on what is asked; it has one on plans"),
+        (
+            {"stream": "true"},
+            "'stream' must have an effect .* on dynamic_scores, logit_attribution, head_abl",
+        ),
         (
             {"relations": "copying", "prompts": "ioi", "analyses": "head_ablation"},
-            "'relations' .*prompts are",
+            "'relations' .*head_ablation.*, unless other fields take it away, as prompts of files do",
         ),
+        (
+            {"positions": "all", "analyses": "head_ablation,gradient_attribution"},
+            "give --config.analyses.head_ablation.positions or --config.analyses.gradient_attribution.posi",
+        ),
+        ({"analyses.ablation.positions": "all"}, "analyses of this run are relation_scores; got 'ablation'"),
+        ({"data.batch_size": "3"}, "no field 'data.batch_size'; near ones: batch_size"),
     ],
 )
 def test_a_field_without_effect_is_refused_on_the_command_line(overrides: dict[str, str], message: str):
-    config = load_config("relation_scores", overrides)
     with pytest.raises(InputError, match=message):
-        refuse_without_effect(config, overrides)
+        refuse_idle(load_config("relation_scores", overrides), overrides)
+
+
+def test_a_field_is_found_by_its_name_or_by_its_place():
+    given = {"analyses": "head_ablation,dynamic_scores", "positions": "all", "n_prompts": "7"}
+    config = load_config("relation_scores", given)
+    assert list(config.analyses) == ["head_ablation", "dynamic_scores"]
+    assert config.analyses["head_ablation"].positions == "all"
+    assert config.data.n_prompts == 7
+    placed = {"analyses.head_ablation.positions": "all", "data.n_prompts": "7"}
+    assert load_config("relation_scores", {"analyses": given["analyses"], **placed}) == config
+    named = {"analyses.mean": "head_ablation", "analyses.mean.replacement": "mean"}
+    config = load_config("relation_scores", named)
+    assert list(config.analyses) == ["relation_scores", "mean"]
+    assert config.analyses["mean"].replacement == "mean"
+    text = '{"zero": {"kind": "head_ablation"}, "mean": {"kind": "head_ablation", "replacement": "mean"}}'
+    config = load_config("relation_scores", {"analyses": text})
+    assert [analysis.replacement for analysis in config.analyses.values()] == ["zero", "mean"]
 
 
 def test_a_plan_takes_the_devices_it_plans_for():
     config = load_config("relation_scores", {"rate": "1", "device_memory": "80"})
-    refuse_without_effect(config, ("rate", "device_memory"), planned=True)
+    refuse_idle(config, ("rate", "device_memory"), planned=True)
 
 
 def test_what_a_config_sets_without_effect_is_said_in_one_line(config, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(runner, "draw_figures", lambda results, config: [])
-    idle = dataclasses.replace(config, analyses=("copy_score",), templates=(), out=str(tmp_path))
-    runner.run(dataclasses.replace(idle, max_heads=3), progress=False)
+    monkeypatch.setattr(runner, "draw_all", lambda found, compared, config: [])
+    unread = altered(config, analyses=("copy_score",), templates=(), out=str(tmp_path), n_prompts=3)
+    runner.run(unread, progress=False)
     said = [line for line in capsys.readouterr().err.splitlines() if "without effect" in line]
     (line,) = said
     assert line.startswith("without effect on copy_score: ")
-    assert "max_heads" in line
+    assert "n_prompts" in line
     assert "seed" not in line

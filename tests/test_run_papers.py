@@ -1,7 +1,6 @@
 """Runs with copy scores, salient operations, universality and a comparison: their files and figures."""
 
 import csv
-import dataclasses
 import json
 from pathlib import Path
 
@@ -11,13 +10,15 @@ import pytest
 from experiments import draw
 from experiments.config import RunConfig
 from experiments.run import run
-from experiments.tables_papers import salient_page
-from headjax.analyses.copy_score import copy_scores, model_weights
+from headjax.analyses.copy_score import copy_scores, copy_weights
+from headjax.analyses.salient_operations import salient_page
 from headjax.data.prompt_sets import IOI_NAMES, ioi_names
 from headjax.data.prompts import load_tokenizer, token_text, word_tokens
 from headjax.errors import InputError
 from headjax.grid import load_npz
+from headjax.parameters import InMemory
 from tests import torch_oracle
+from tests.helpers.runs import altered, run_config
 from tests.tiny_tokenizers import whole_words
 from tests.twins import twins
 
@@ -41,13 +42,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, list[
     for name, words in pairs.items():
         (tmp / "data" / name).mkdir(parents=True)
         (tmp / "data" / name / f"{name}.json").write_text(json.dumps(words))
-    config = RunConfig(
+    config = run_config(
         model=tuple(str(tmp / directory) for directory in MODELS),
         relations_dir=str(tmp / "data"),
         analyses=("relation_scores", "copy_score", "salient_operations", "universality"),
         compare=("maps_scores",),
-        salient_heads=("L1H2", "0.3"),
-        n_salient=6,
+        heads=("L1H2", "0.3"),
+        n_tokens=6,
         n_mapped=4,
         out=str(tmp / "out"),
         checkpoint_dir=str(tmp / "checkpoints"),
@@ -81,7 +82,7 @@ def test_copy_scores_are_those_of_the_models_names(finished):
     tokens = [word_tokens(tokenizer, name)[0] for name in NAMES]
     n_tokens = 1 + max(tokenizer.get_vocab().values())  # the rows behind them stand for none
     for directory, architecture in MODELS.items():
-        expected = copy_scores(model_weights(twins(architecture)[0]), tokens, vocab_size=n_tokens)
+        expected = copy_scores(copy_weights(InMemory(twins(architecture)[0])), tokens, vocab_size=n_tokens)
         for kind, scores in zip(("copy_score", "copy_score_suppression"), expected, strict=True):
             (grid,) = grids.select(model=directory, kind=kind)
             np.testing.assert_allclose(grid.scores, scores, atol=1e-6)
@@ -169,15 +170,15 @@ def test_figures_are_drawn_again_without_the_models(finished, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"salient_heads": ("L9H9",)}, "L9H9"),
-        ({"salient_heads": ("nine",)}, "L9H6"),
+        ({"heads": ("L9H9",)}, "L9H9"),
+        ({"heads": ("nine",)}, "L9H6"),
         ({"analyses": ("universality",), "compare": ()}, "universality needs relation_scores"),
         ({"compare": ("ioi_copy_scores",)}, "ioi_copy_scores has gpt2; the run has gpt2-xl, mine"),
     ],
 )
 def test_what_cannot_be_done_is_refused_before_anything_is_written(finished, changes, message, tmp_path):
     config, _ = finished
-    changed = dataclasses.replace(config, out=str(tmp_path / "out"), **changes)
+    changed = altered(config, out=str(tmp_path / "out"), **changes)
     with pytest.raises(InputError, match=message):
         run(changed, progress=False)
     assert not any(file.is_file() for file in (tmp_path / "out").rglob("*"))

@@ -1,17 +1,19 @@
 """Runs that never load nor convert their model: the numbers of those that do."""
 
-import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments.config import STREAMED, RunConfig
+from experiments.config import RunConfig
 from experiments.run import run
 from headjax.errors import InputError
 from headjax.grid import GridSet, load_npz, measure
+from tests.helpers.runs import altered, run_config
 from tests.test_run_sweeps import PROMPTS
+
+STREAMED = ("relation_scores", "dynamic_scores", "logit_attribution", "head_ablation")
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +24,7 @@ def config(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunCo
     (tmp / "relations").mkdir()
     pairs = [[word, word] for word in ("Lily", "Tim", "mom", "day")]
     (tmp / "relations" / "copying.json").write_text(json.dumps(pairs))
-    return RunConfig(
+    return run_config(
         model=str(shared_data / "checkpoints" / "stories260K"),
         relations_dir=str(tmp / "relations"),
         min_pairs=3,
@@ -42,7 +44,7 @@ def results(config: RunConfig) -> tuple[GridSet, dict]:
 
 
 def test_a_streamed_run_finds_what_the_other_finds_and_converts_nothing(config, tmp_path):
-    streaming = dataclasses.replace(
+    streaming = altered(
         config, stream=True, out=str(tmp_path / "streamed"), checkpoint_dir=str(tmp_path / "none")
     )
     ours, source = results(streaming)
@@ -72,10 +74,16 @@ def test_a_streamed_run_finds_what_the_other_finds_and_converts_nothing(config, 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"analyses": ("relation_scores", "attention_patterns")}, "'stream' is for .*'attention_patterns'"),
-        ({"analyses": ("head_ablation",), "positions": "all"}, "'stream' needs positions 'last'"),
+        (
+            {"analyses": ("relation_scores", "attention_patterns")},
+            "'stream' is for .*; attention_patterns: .* whole models",
+        ),
+        (
+            {"analyses": ("head_ablation",), "positions": "all"},
+            "'stream' is for .*; head_ablation: needs positions 'last'",
+        ),
     ],
 )
 def test_what_cannot_be_streamed_is_refused(changes, message):
     with pytest.raises(InputError, match=message):
-        RunConfig(model="gpt2", stream=True, **changes)
+        run_config(model="gpt2", stream=True, **changes)

@@ -2,7 +2,6 @@
 
 import contextlib
 import csv
-import dataclasses
 import json
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from headjax.axes import Head
 from headjax.errors import InputError
 from headjax.grid import load_npz
 from tests import torch_oracle
+from tests.helpers.runs import altered, run_config
 from tests.torch_or_skip import torch
 
 PROMPTS = (
@@ -44,7 +44,7 @@ def trained(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
     (tmp / "relations" / "copying.json").write_text(
         json.dumps([[word, word] for word in ("Lily", "Tim", "mom", "day")])
     )
-    config = RunConfig(
+    config = run_config(
         model=str(shared_data / "checkpoints" / "stories260K"),
         relations_dir=str(tmp / "relations"),
         min_pairs=3,
@@ -202,14 +202,14 @@ def test_tables_and_figures_of_sweeps(trained):
 def test_input_at_fault_is_refused(trained, changes: dict, message: str, tmp_path: Path):
     config, _ = trained
     with pytest.raises(InputError, match=message):
-        run(dataclasses.replace(config, out=str(tmp_path / "out"), **changes), progress=False)
+        run(altered(config, out=str(tmp_path / "out"), **changes), progress=False)
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """Three relations of the demonstration through the analyses that should find them."""
     tmp = tmp_path_factory.mktemp("planted")
-    config = RunConfig(
+    config = run_config(
         model="planted",
         relations=("country_to_capital", "name_copying", "year_to_following"),
         analyses=("relation_scores", "dynamic_scores", "head_ablation", "ablation_curves"),

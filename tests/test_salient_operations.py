@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from headjax.analyses import salient_operations as sweep
-from headjax.analyses.relation_scores import model_weights
+from headjax.analyses.relation_scores import relation_weights
 from headjax.analyses.salient_operations import salient_operations
 from headjax.axes import Head
+from headjax.parameters import InMemory
 from tests import torch_oracle
 from tests.test_relation_scores import random_weights, theirs_of_relation_scores
 from tests.torch_or_skip import torch
@@ -39,7 +40,7 @@ def test_operations_of_every_family(name: str, monkeypatch: pytest.MonkeyPatch):
     """In tiles of 13 tokens, which divide no vocabulary, so that the last one overlaps the one before."""
     monkeypatch.setattr(sweep, "TILE", 13)
     ours, theirs = twins(name)
-    found = salient_operations(model_weights(ours), n_tokens=N_TOKENS, n_mapped=N_MAPPED)
+    found = salient_operations(relation_weights(InMemory(ours)), n_tokens=N_TOKENS, n_mapped=N_MAPPED)
     config = ours.config
     assert list(found) == [Head(at, h) for at in range(config.n_layers) for h in range(config.n_heads)]
     assert {salient.mapped.shape for salient in found.values()} == {(N_TOKENS, N_MAPPED)}

@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checkpoints_convert import ensure
 from checkpoints_convert.engine import Source, open_source
-from checkpoints_convert.stream import relation_weights
-from headjax.analyses.relation_scores import LAYER, checkpoint_weights, first_mlp_names, relation_scores
+from headjax.analyses.relation_scores import LAYER, first_mlp_names, relation_scores, relation_weights
 from headjax.errors import InputError
-from headjax.parameters.converted import read_config
+from headjax.parameters.cache import ensure_converted
+from headjax.parameters.converted import Converted
+from headjax.parameters.hugging_face import HuggingFace
 from headjax.parameters.read_ahead import read_ahead
 from tests import torch_oracle
 from tests.test_relation_scores import RULE, some_relations
@@ -58,10 +58,10 @@ def test_scores_are_those_of_the_converted_checkpoint(name: str, tmp_path: Path)
     source, rows_read = recording(open_source(directory))
     config = source.config
     pairs = some_relations(config.vocab_size)
-    streamed = relation_scores(relation_weights(source, config), pairs, RULE)
+    streamed = relation_scores(relation_weights(HuggingFace(source)), pairs, RULE)
 
-    converted = ensure(directory, tmp_path / "ours")
-    weights = checkpoint_weights(converted, read_config(converted))
+    converted = ensure_converted(directory, tmp_path / "ours")
+    weights = relation_weights(Converted(converted))
     assert_same_scores(streamed, relation_scores(weights, pairs, RULE))
 
     wanted = {(name, layer) for name in LAYER for layer in range(config.n_layers)}
@@ -80,13 +80,13 @@ def test_scores_are_those_of_the_converted_checkpoint(name: str, tmp_path: Path)
 def test_half_precision_is_kept_until_a_layer_is_used(name: str, tmp_path: Path):
     directory = save(name, tmp_path / "hf", torch.bfloat16)
     source = open_source(directory)
-    weights = relation_weights(source, source.config)
+    weights = relation_weights(HuggingFace(source))
     W_V, W_O = next(weights.layers)
     assert {W_V.dtype, W_O.dtype} == {jnp.dtype(jnp.bfloat16)}
     assert weights.unembed.dtype == jnp.uint16  # its bits
     pairs = some_relations(source.config.vocab_size)
-    streamed = relation_scores(relation_weights(source, source.config), pairs, RULE)
-    wide = relation_weights(source.with_dtype(np.dtype(np.float32)), source.config)
+    streamed = relation_scores(relation_weights(HuggingFace(source)), pairs, RULE)
+    wide = relation_weights(HuggingFace(source.with_dtype(np.dtype(np.float32))))
     assert_same_scores(streamed, relation_scores(wide, pairs, RULE))
 
 
@@ -95,17 +95,17 @@ def test_bin_files_are_read_the_same_way(tmp_path: Path):
     model = torch_oracle.random_model("llama-gqa-llama3-rope")
     source = open_source(directory)
     pairs = some_relations(source.config.vocab_size)
-    expected = relation_scores(relation_weights(source, source.config), pairs, RULE)
+    expected = relation_scores(relation_weights(HuggingFace(source)), pairs, RULE)
     (directory / "model.safetensors").unlink()
     torch.save(model.state_dict(), directory / "pytorch_model.bin")
     source = open_source(directory)
-    assert_same_scores(relation_scores(relation_weights(source, source.config), pairs, RULE), expected)
+    assert_same_scores(relation_scores(relation_weights(HuggingFace(source)), pairs, RULE), expected)
 
 
 def test_a_checkpoint_that_changes_is_refused(tmp_path: Path):
     directory = save("gpt2", tmp_path / "hf")
     source = open_source(directory)
-    weights = relation_weights(source, source.config)
+    weights = relation_weights(HuggingFace(source))
     file = directory / "model.safetensors"
     file.write_bytes(file.read_bytes())
     with pytest.raises(InputError, match=r"model\.safetensors: a checkpoint must stay as it is"):
@@ -117,7 +117,7 @@ def test_a_number_that_is_none_is_named(tmp_path: Path):
     model.get_input_embeddings().weight.data[5, 3] = float("nan")
     model.save_pretrained(tmp_path)
     source = open_source(tmp_path)
-    embedding = relation_weights(source, source.config).embedding
+    embedding = relation_weights(HuggingFace(source)).embedding
     assert np.isfinite(embedding[np.array([3, 4, 6])]).all()
     with pytest.raises(InputError, match=r"finite; transformer\.wte\.weight"):
         embedding[np.array([4, 5])]

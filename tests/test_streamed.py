@@ -13,14 +13,17 @@ import numpy as np
 import pytest
 
 from checkpoints_convert.engine import open_source
-from checkpoints_convert.stream import layered_source
-from headjax.analyses import dynamic_scores, head_ablation, logit_attribution, streamed
+from headjax.analyses import dynamic_scores, head_ablation, logit_attribution
+from headjax.analyses.dynamic_scores import streamed_dynamic_scores
+from headjax.analyses.head_ablation import streamed_head_ablation
+from headjax.analyses.logit_attribution import streamed_logit_attribution
 from headjax.engine.metrics import METRICS
 from headjax.errors import InputError
 from headjax.model import Transformer, model_parameters, parameter_shapes
-from headjax.parameters import layered
-from headjax.parameters.converted import read_config
-from headjax.parameters.layered import LayeredModel, layered_checkpoint, layered_model
+from headjax.parameters import InMemory
+from headjax.parameters.converted import Converted
+from headjax.parameters.hugging_face import HuggingFace
+from headjax.parameters.layered import LayeredModel, layered_model
 from tests import torch_oracle
 from tests.random_prompts import random_prompts
 from tests.test_head_ablation import DTYPES, assert_same_metrics, deaf_model, prompts_for
@@ -31,19 +34,24 @@ from tests.twins import twins
 BATCHED = {"batch_size": 3}  # seven prompts: three chunks, the last one filled up
 
 
-def from_memory(model: Transformer, log: list | None = None) -> LayeredModel:
+class OnDisk(InMemory):
     """A model in memory, read as if from disk; `log` takes note of what is read."""
-    parameters = {name: np.asarray(value) for name, value in model_parameters(model).items()}
 
-    def read(names, layer):
-        if log is not None:
-            log.append(layer)
+    def __init__(self, model: Transformer, log: list | None = None):
+        super().__init__(model)
+        self.log = [] if log is None else log
+        self.values = {name: np.array(value) for name, value in model_parameters(model).items()}
+
+    def read(self, names, layer=None, dtype=None):
+        self.log.append(layer)
         return {
-            name: jnp.asarray(parameters[name] if layer is None else parameters[name][layer])
+            name: jnp.asarray(self.values[name] if layer is None else self.values[name][layer])
             for name in names
         }
 
-    return layered_model(model.config, read)
+
+def from_memory(model: Transformer, log: list | None = None) -> LayeredModel:
+    return layered_model(OnDisk(model, log))
 
 
 @pytest.mark.parametrize("name", torch_oracle.FAMILIES)
@@ -54,14 +62,14 @@ def test_every_sweep_equals_the_one_that_holds_the_model(name: str):
     read = from_memory(model, log)
     once = [*range(model.config.n_layers)]
 
-    ours = streamed.head_ablation(read, prompts, **BATCHED, variant_batch=4)
+    ours = streamed_head_ablation(read, prompts, **BATCHED, variant_batch=4)
     assert log == [None, *once]
     expected = head_ablation.head_ablation(model, prompts)
     assert_same_metrics(ours.clean, expected.clean)
     assert_same_metrics(ours.ablated, expected.ablated)
 
     top_k = np.arange(1, 8, dtype=np.int32) * 3
-    ours = streamed.dynamic_scores(read, prompts, top_k, **BATCHED)
+    ours = streamed_dynamic_scores(read, prompts, top_k, **BATCHED)
     expected = dynamic_scores.dynamic_scores(model, prompts, top_k)
     assert log == [None, *once, *once]
     assert ours.groups == expected.groups
@@ -70,7 +78,7 @@ def test_every_sweep_equals_the_one_that_holds_the_model(name: str):
     assert 0 < np.mean([scores.mean() for scores in expected.scores.values()]) < 1
 
     for metric in ("logit", "logit_diff"):
-        ours = streamed.logit_attribution(read, prompts, metric=metric, **BATCHED)
+        ours = streamed_logit_attribution(read, prompts, metric=metric, **BATCHED)
         expected = logit_attribution.logit_attribution(model, prompts, metric=metric)
         for one, other in zip(ours, expected, strict=True):
             if np.any(other):
@@ -87,7 +95,7 @@ def test_replacements_are_found_on_the_way(ablation: str, paired: bool):
     if not paired:
         prompts = dataclasses.replace(prompts, corrupted=None)
     how = {"ablation": ablation, "kv_groups": not paired, "seed": 5}
-    ours = streamed.head_ablation(from_memory(model), prompts, **how, **BATCHED)
+    ours = streamed_head_ablation(from_memory(model), prompts, **how, **BATCHED)
     expected = head_ablation.head_ablation(model, prompts, **how)
     assert_same_metrics(ours.clean, expected.clean)
     assert_same_metrics(ours.ablated, expected.ablated)
@@ -96,27 +104,23 @@ def test_replacements_are_found_on_the_way(ablation: str, paired: bool):
 @cache
 def checkpoint() -> tuple[Path, Path, Transformer]:
     """A Hugging Face directory, its conversion, and the model."""
-    from checkpoints_convert import ensure
     from headjax import load_model
+    from headjax.parameters.cache import ensure_converted
 
     directory = Path(mkdtemp())
     torch_oracle.save_model("llama-gqa-llama3-rope", directory / "hf")
-    converted = ensure(directory / "hf", directory / "ours")
+    converted = ensure_converted(directory / "hf", directory / "ours")
     return directory / "hf", converted, load_model(converted)
 
 
 def test_layers_come_from_either_kind_of_directory():
     source, converted, model = checkpoint()
     prompts = random_prompts(model.config.vocab_size)
-    config = read_config(converted)
     expected = logit_attribution.logit_attribution(model, prompts)
-    opened = open_source(source)
-    for read in (
-        layered_checkpoint(converted, config, jnp.float32),
-        layered_source(opened, opened.config, jnp.float32),
-    ):
+    for parameters in (Converted(converted), HuggingFace(open_source(source))):
+        read = layered_model(parameters, jnp.float32)
         assert read.config == model.config
-        for one, other in zip(streamed.logit_attribution(read, prompts), expected, strict=True):
+        for one, other in zip(streamed_logit_attribution(read, prompts), expected, strict=True):
             np.testing.assert_allclose(one, other, rtol=0, atol=2e-5 * np.abs(other).max())
 
 
@@ -124,7 +128,7 @@ def test_layers_come_from_either_kind_of_directory():
 def test_what_changes_nothing_has_no_effect_to_the_last_bit(dtype: str):
     model = deaf_model("llama", dtype)
     prompts = prompts_for(model)
-    result = streamed.head_ablation(from_memory(model), prompts, variant_batch=4, **BATCHED)
+    result = streamed_head_ablation(from_memory(model), prompts, variant_batch=4, **BATCHED)
     held = head_ablation.head_ablation(model, prompts, variant_batch=4, **BATCHED)
     for metric in METRICS:
         np.testing.assert_array_equal(result.effect(metric)[:, 1], np.zeros((3, 7)))
@@ -143,21 +147,21 @@ def test_the_device_holds_two_layers_and_the_rows(monkeypatch):
     prompts = random_prompts(config.vocab_size, lengths=(5, 4))
     rows_bytes = 4 * 2 * config.d_model * (config.n_layers * config.n_heads + 5)
     del model
-    streamed.head_ablation(read, prompts)  # compiles, and leaves its constants behind
+    streamed_head_ablation(read, prompts)  # compiles, and leaves its constants behind
     gc.collect()
     before = sum(array.nbytes for array in jax.live_arrays())
     seen = Counter()
-    decode = streamed._pass_layer
+    decode = head_ablation._pass_layer
 
     def looking(*arguments):
         seen["most"] = max(seen["most"], sum(array.nbytes for array in jax.live_arrays()))
         seen["times"] += 1
         return decode(*arguments)
 
-    monkeypatch.setattr(streamed, "_pass_layer", looking)
+    monkeypatch.setattr(head_ablation, "_pass_layer", looking)
     gc.disable()  # no layer may wait for Python's next search for cycles
     try:
-        streamed.head_ablation(read, prompts, variant_batch=3)
+        streamed_head_ablation(read, prompts, variant_batch=3)
     finally:
         gc.enable()
     assert seen["times"] > config.n_layers
@@ -169,27 +173,20 @@ def test_what_cannot_be_streamed_is_refused():
     model = informative_model(CONFIGS["gpt2"])
     prompts, read = random_prompts(model.config.vocab_size), from_memory(model)
     with pytest.raises(InputError, match="last position"):
-        streamed.head_ablation(read, prompts, positions="all")
+        streamed_head_ablation(read, prompts, positions="all")
     with pytest.raises(InputError, match="means over prompts"):
-        streamed.head_ablation(read, prompts, ablation="mean", mean_over="tokens")
+        streamed_head_ablation(read, prompts, ablation="mean", mean_over="tokens")
     with pytest.raises(InputError, match="field 'ablation'"):
-        streamed.head_ablation(read, prompts, ablation="none")
+        streamed_head_ablation(read, prompts, ablation="none")
 
 
 def test_a_run_is_named_whose_numbers_are_none():
     model = informative_model(CONFIGS["gpt2"])
-    parameters = {name: np.array(value) for name, value in model_parameters(model).items()}
+    parameters = OnDisk(model)
     prompts = random_prompts(model.config.vocab_size)
-    parameters["embed.W_E"][prompts.tokens[4, -1]] = np.nan
-
-    def read(names, layer):
-        return {
-            name: jnp.asarray(parameters[name] if layer is None else parameters[name][layer])
-            for name in names
-        }
-
-    broken = layered.layered_model(model.config, read)
+    parameters.values["embed.W_E"][prompts.tokens[4, -1]] = np.nan
+    broken = layered_model(parameters)
     with pytest.raises(InputError, match=r"prompt 4 gives NaN|gives NaN"):
-        streamed.head_ablation(broken, prompts)
+        streamed_head_ablation(broken, prompts)
     with pytest.raises(InputError, match="gives NaN"):
-        streamed.logit_attribution(broken, prompts)
+        streamed_logit_attribution(broken, prompts)

@@ -1,13 +1,13 @@
 """A run holds one model at a time."""
 
-import dataclasses
 import gc
 import weakref
 
 import jax
 
-from experiments import subject
 from experiments.run import run
+from headjax import load_model, study
+from tests.helpers.runs import altered
 from tests.tiny_run import tiny_run, write_model
 from tests.tiny_tokenizers import byte_level
 
@@ -17,13 +17,13 @@ def test_a_run_lets_go_of_a_model_before_it_loads_the_next(tmp_path, monkeypatch
     config = tiny_run(tmp_path)
     write_model(tmp_path / "other", len(byte_level()), seed=1)
     byte_level().save_pretrained(tmp_path / "other")
-    config = dataclasses.replace(
+    config = altered(
         config,
         model=(config.model, str(tmp_path / "other")),
         analyses=("logit_attribution", "gradient_attribution"),
         n_prompts=3,
     )
-    load, models, held = subject.zoo.load_model, [], []
+    load, models, held = load_model, [], []
 
     def watched(*arguments, **how):
         gc.collect()
@@ -33,7 +33,7 @@ def test_a_run_lets_go_of_a_model_before_it_loads_the_next(tmp_path, monkeypatch
         models.append(weakref.ref(model))
         return model
 
-    monkeypatch.setattr(subject.zoo, "load_model", watched)
+    monkeypatch.setattr(study, "load_model", watched)
     run(config, progress=False)
     size = 4 * sum(array.size for array in jax.tree.leaves(load(tmp_path / "other")))
     (_, before), (alive, between) = held

@@ -8,19 +8,22 @@ import numpy as np
 import pytest
 
 from experiments.config import RunConfig
-from experiments.draw import draw_figures
-from experiments.results import Results
-from experiments.tables import gradient_agreements, write_tables
-from experiments.tables_papers import universality, write_universality
+from experiments.draw import draw_all
 from headjax import figures
+from headjax.analyses import GradientAttribution
 from headjax.analyses.gradient_attribution import agreement
 from headjax.grid import GridSet, HeadGrid
+from headjax.report.options import Report
+from headjax.report.run_report import report_tables
+from headjax.result import Result
+from tests.helpers.runs import altered, run_config
 
 L, H = 4, 5
 
 
 def grid(scores: np.ndarray, relation: str, kind: str, **rest) -> HeadGrid:
-    return HeadGrid(scores, rest.pop("model", "M"), relation, rest.pop("category", "Any"), kind, 40, **rest)
+    named = (rest.pop("model", "M"), relation, rest.pop("category", "Any"), kind)
+    return HeadGrid(scores, *named, 40, analysis="relation_scores", **rest)
 
 
 def one_head(layer: int, head: int, score: float) -> np.ndarray:
@@ -43,7 +46,7 @@ def scored() -> GridSet:
 
 
 def config(out: Path, **fields) -> RunConfig:
-    return RunConfig(model="any", analyses=("relation_scores", "universality"), out=str(out), **fields)
+    return run_config(model="any", analyses=("relation_scores", "universality"), out=str(out), **fields)
 
 
 # threshold, count_suppression -> heads above it of each grid; heads of no category; of no relation
@@ -59,12 +62,12 @@ EXPECTED = {
 def test_threshold_and_suppression_count_in_every_table(scored, threshold, count_suppression, tmp_path):
     asked = config(tmp_path, threshold=threshold, count_suppression=count_suppression)
     above, unclassified, unrelated = EXPECTED[threshold, count_suppression]
-    write_tables(scored, [], [], asked)
+    for table in report_tables(Result(scored), asked.analyses, [], asked.report, 0):
+        table.write(tmp_path)
     with open(tmp_path / "summary.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [int(row["heads"]) for row in rows if row["relation"]] == above
     assert [int(row["heads"]) for row in rows if row["category"] == "Unclassified"] == [unclassified]
-    write_universality(universality(scored, {"M": H}, asked), asked)
     with open(tmp_path / "relations_per_head.csv", newline="") as file:
         assert int(next(csv.DictReader(file))["heads"]) == unrelated
 
@@ -73,11 +76,18 @@ def test_threshold_and_suppression_reach_the_category_map(scored, tmp_path, monk
     asked = []
     monkeypatch.setattr(figures, "category_map", lambda *_, **how: asked.append(how) or ())
     monkeypatch.setattr(figures, "relation_heat_map", lambda *_, **how: ())
-    plain = dataclasses.replace(config(tmp_path), analyses=("relation_scores",))
+    plain = altered(config(tmp_path), analyses=("relation_scores",))
     for threshold, count_suppression in EXPECTED:
         how = {"threshold": threshold, "count_suppression": count_suppression}
-        draw_figures(Results(scored, [], {}, {}, []), dataclasses.replace(plain, **how))
+        draw_all(Result(scored), [], altered(plain, **how))
         assert asked[-1] == how | {"origin": "lower"}
+
+
+def agreements(grids: GridSet) -> list[tuple]:
+    """The rows of gradient_agreement.csv."""
+    named = [dataclasses.replace(g, analysis="gradient_attribution") for g in grids]
+    tables = GradientAttribution().tables("gradient_attribution", Result(GridSet(tuple(named))), Report())
+    return [tuple(row) for table in tables for row in table.rows]
 
 
 def test_gradients_are_compared_with_ablation_of_their_own_relation_metric_and_model():
@@ -99,7 +109,7 @@ def test_gradients_are_compared_with_ablation_of_their_own_relation_metric_and_m
                 expected.append((model, relation, metric, found.spearman, found.n_top, missed))
     grids += [grid(rng.normal(size=(L, H)), "copying", "ablation_accuracy", metric="accuracy")]
     order = [int(i) for i in rng.permutation(len(grids))]
-    rows = gradient_agreements(GridSet(tuple(grids[i] for i in order)))
+    rows = agreements(GridSet(tuple(grids[i] for i in order)))
     assert sorted(rows) == sorted(expected)
     assert len({row[3] for row in rows}) > 4
 
@@ -109,4 +119,4 @@ def test_grids_of_key_value_groups_have_no_agreement():
         grid(np.ones((L, 1)), "copying", "ablation_logprob", metric="logprob"),
         grid(np.ones((L, H)), "copying", "gradient_logprob", metric="logprob"),
     )
-    assert gradient_agreements(GridSet(pair)) == []
+    assert agreements(GridSet(pair)) == []

@@ -1,19 +1,20 @@
 """What a run says of its words: which token every answer was scored as, which pairs were lost, and why."""
 
 import csv
-import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 
 from experiments.config import RunConfig
-from experiments.subject import Subject, open_subject
-from experiments.tables_prompts import describe_bos, describe_words, dropped_pairs, write_prompt_tables
+from experiments.run import open_model
 from headjax.data.prompts import word_tokens
 from headjax.errors import InputError
+from headjax.report.prompt_tables import describe_bos, describe_words, dropped_pairs, prompt_tables
+from headjax.study import Study
+from tests.helpers.runs import altered, run_config
 from tests.test_prompts import REAL_MODEL
-from tests.tiny_run import PAIRS, tiny_config, tiny_run
+from tests.tiny_run import PAIRS, tiny_run
 from tests.tiny_tokenizers import byte_level
 
 LINES = (
@@ -41,19 +42,25 @@ def config(tmp_path) -> RunConfig:
     lossy = [*PAIRS["capitals"], ("Chile", "Lima"), ("dog", "Quito"), ("Bolivia", "Sucre")]
     (relations / "capitals.json").write_text(json.dumps(lossy))
     (relations / "small.json").write_text(json.dumps([("a", "dog"), ("Oslo", "cat")]))
-    return dataclasses.replace(config, bos=None)
+    return altered(config, bos=None)
 
 
-def open_tiny(config: RunConfig) -> Subject:
-    model = Path(config.model)
-    return open_subject("tiny", model, tiny_config(len(byte_level())), config, config.relations_dir)
+def open_tiny(config: RunConfig) -> Study:
+    return open_model(config.model, config)
+
+
+def write_tables(config: RunConfig) -> tuple[list[Path], list[str]]:
+    """The files of prompts and pairs, and what is said."""
+    tables = prompt_tables([open_tiny(config)], config.analyses.values())
+    files = [file for table in tables for file in table.write(Path(config.out))]
+    return files, [table.text for table in tables if table.text]
 
 
 def test_prompts_are_listed_with_the_tokens_that_are_scored(config, tmp_path):
     file = write_prompts(tmp_path / "mine.jsonl")
     changes = {"analyses": ("logit_attribution", "head_ablation"), "prompts": file, "bos": True}
-    config = dataclasses.replace(config, **changes)
-    files, (text,) = write_prompt_tables([open_tiny(config)], config)
+    config = altered(config, **changes)
+    files, (text,) = write_tables(config)
     assert [path.name for path in files] == ["prompts.csv"]
     assert text == "tiny: prompts begin with <|begin|> (token 0)"
     assert describe_bos(open_tiny(config)) == {"text": "<|begin|>", "id": 0}
@@ -72,8 +79,8 @@ def test_prompts_are_listed_with_the_tokens_that_are_scored(config, tmp_path):
 
 
 def test_pairs_are_listed_with_their_tokens_and_why_they_do_not_count(config):
-    config = dataclasses.replace(config, analyses=("relation_scores",))
-    files, (text,) = write_prompt_tables([open_tiny(config)], config)
+    config = altered(config, analyses=("relation_scores",))
+    files, (text,) = write_tables(config)
     assert [path.name for path in files] == ["pairs.csv"]
     assert text == "tiny: capitals has 4 of 7 pairs; several tokens: Chile, Quito, Bolivia, Sucre"
     lost = dropped_pairs(open_tiny(config))
@@ -103,8 +110,8 @@ def test_pairs_are_listed_with_their_tokens_and_why_they_do_not_count(config):
 def test_every_analysis_that_reads_prompts_lists_its_own(config):
     listed = {}
     for analyses in (("dynamic_scores",), ("head_ablation",), ("path_patching",)):
-        changed = dataclasses.replace(config, analyses=analyses, templates=("The capital of <X> is",))
-        files, _ = write_prompt_tables([open_tiny(changed)], changed)
+        changed = altered(config, analyses=analyses, templates=("The capital of <X> is",))
+        files, _ = write_tables(changed)
         assert [path.name for path in files] == ["prompts.csv", "pairs.csv"]
         listed[analyses] = read(files[0])
     dynamic, ablation, path = listed.values()
@@ -112,8 +119,8 @@ def test_every_analysis_that_reads_prompts_lists_its_own(config):
     assert len(dynamic) == len(ablation) == 4 + len(PAIRS["copying"])
     assert {row["distractor"] for row in ablation} == {""}
     assert all(row["distractor_id"] for row in path)
-    both = dataclasses.replace(config, analyses=("head_ablation", "ablation_curves"), templates=("<X> is",))
-    files, _ = write_prompt_tables([open_tiny(both)], both)
+    both = altered(config, analyses=("head_ablation", "ablation_curves"), templates=("<X> is",))
+    files, _ = write_tables(both)
     assert len(read(files[0])) == len(ablation)  # the same prompts, once
 
 
@@ -136,11 +143,11 @@ def test_every_analysis_that_reads_prompts_lists_its_own(config):
 def test_sets_of_prompts_that_would_share_a_name_are_refused(config, tmp_path, names, message):
     paths = [write_prompts(tmp_path / name) if "." in name else name for name in names]
     with pytest.raises(InputError, match=message):
-        open_tiny(dataclasses.replace(config, prompts=tuple(paths)))
+        open_tiny(altered(config, prompts=tuple(paths)))
 
 
 def test_a_relation_that_is_called_like_a_generator_is_refused(config):
-    (Path(config.relations_dir) / "ioi.json").write_text(json.dumps(PAIRS["copying"]))
+    (Path(config.data.relations_dir) / "ioi.json").write_text(json.dumps(PAIRS["copying"]))
     with pytest.raises(InputError, match=r"relations, generators and prompt files .*; got 'ioi' and 'ioi'"):
         open_tiny(config)
 
@@ -148,10 +155,10 @@ def test_a_relation_that_is_called_like_a_generator_is_refused(config):
 @pytest.mark.skipif(REAL_MODEL is None, reason="needs HEADJAX_REAL_MODEL, the directory of a real model")
 def test_a_real_models_prompts_begin_with_their_text():
     """Its bos_token is a mark of chats: put in front, every sixth prompt of IOI that was right goes wrong."""
-    config = RunConfig(model=REAL_MODEL, prompts="ioi", analyses=("head_ablation",), n_prompts=3)
-    subject = open_subject("real", Path(REAL_MODEL), tiny_config(49152), config, None)
-    assert subject.bos is None
-    assert not subject.task_batch.bos
-    assert describe_words(subject).endswith("prompts begin with their text")
-    marked = dataclasses.replace(subject, run=dataclasses.replace(config, bos=True))
-    assert describe_words(marked).endswith("prompts begin with <|im_start|> (token 1)")
+    config = run_config(model=REAL_MODEL, prompts="ioi", analyses=("head_ablation",), n_prompts=3)
+    study, analyses = open_model(REAL_MODEL, config), config.analyses.values()
+    assert study.bos is None
+    assert not study.task_batch().bos
+    assert describe_words(study, analyses).endswith("prompts begin with their text")
+    marked = open_model(REAL_MODEL, altered(config, bos=True))
+    assert describe_words(marked, analyses).endswith("prompts begin with <|im_start|> (token 1)")

@@ -7,11 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from checkpoints_convert import ensure
 from experiments import trained
-from experiments.analyses import ANALYSES
 from experiments.config import load_config
-from experiments.subject import load_subject
+from experiments.run import open_model
 from experiments.trained.agreement import agreement_rows, spearman
 from experiments.trained.page import read_table, write_page
 from experiments.trained.questions import accuracies, make_questions
@@ -20,11 +18,12 @@ from experiments.trained.text import Writer
 from experiments.trained.train import text_digest
 from experiments.trained.words import make_vocabulary, taught_pairs
 from headjax import load_model
+from headjax.analyses import HeadAblation, RelationScores
 from headjax.data.prompts import load_tokenizer, select_pairs
 from headjax.data.relations import load_relations
-from headjax.engine.batches import compute_anew, untracked
 from headjax.errors import InputError
 from headjax.grid import GridSet, HeadGrid, save_npz
+from headjax.parameters.cache import ensure_converted
 from tests import torch_oracle
 from tests.tolerances import assert_close
 
@@ -39,7 +38,7 @@ def directory(request):
 
 @pytest.fixture(scope="module")
 def model(directory, tmp_path_factory):
-    return load_model(ensure(directory, tmp_path_factory.mktemp("converted")))
+    return load_model(ensure_converted(directory, tmp_path_factory.mktemp("converted")))
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +101,9 @@ def test_every_relation_has_enough_pairs(directory, model):
 def test_static_scores_find_the_heads_that_ablation_needs(tmp_path):
     """On fewer prompts than the page: what it says of the GPT-2 holds, and random scores would not do it."""
     run = load_config("trained", {"n_prompts": "7", "checkpoint_dir": str(tmp_path)})
-    subject = load_subject(run.model, run)
-    static = ANALYSES["relation_scores"](subject, untracked, compute_anew).select(kind="static")
-    ablation = ANALYSES["head_ablation"](subject, untracked, compute_anew).select(kind="ablation_logprob")
+    study = open_model(run.model, run)
+    static = study.run(RelationScores()).grids.select(kind="static")
+    ablation = study.run(HeadAblation()).grids.select(kind="ablation_logprob")
     ranks, rhos = [], []
     for scores, lost in zip(static, ablation, strict=True):
         assert scores.relation == lost.relation

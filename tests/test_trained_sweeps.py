@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 
-from checkpoints_convert import ensure
 from headjax import load_model
 from headjax.analyses.attention_patterns import attention_patterns, repeated_tokens
 from headjax.analyses.dynamic_scores import KINDS, dynamic_scores
@@ -13,6 +12,7 @@ from headjax.analyses.gradient_attribution import gradient_attribution
 from headjax.analyses.logit_attribution import logit_attribution
 from headjax.data.prompt_sets import read_prompts
 from headjax.data.prompts import batch_prompts, load_tokenizer
+from headjax.parameters.cache import ensure_converted
 from tests import torch_oracle
 from tests.test_dynamic_scores import expected_scores
 from tests.test_gradient_attribution import torch_gradient
@@ -36,7 +36,7 @@ def stories(shared_data, tmp_path_factory):
     file = directory / "stories.jsonl"
     keys = ("prompt", "answer", "distractor", "source")
     file.write_text("".join(json.dumps(dict(zip(keys, line, strict=True))) + "\n" for line in LINES))
-    ours = load_model(ensure(source, directory))
+    ours = load_model(ensure_converted(source, directory))
     prompts = batch_prompts(load_tokenizer(source), read_prompts(file), ours.config)
     return ours, torch_oracle.load_directory(source), prompts
 

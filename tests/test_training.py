@@ -12,7 +12,6 @@ import pytest
 from flax import nnx
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from checkpoints_convert import ensure
 from checkpoints_convert.rules import split_layout
 from experiments.planted_words import BOS, UNKNOWN, make_tokenizer, split_words
 from experiments.trained import export, phrases, questions, train
@@ -24,6 +23,7 @@ from headjax import load_model
 from headjax.data.relations import RELATION_IDS, load_relations
 from headjax.data.templates import SLOT, TASK_TEMPLATES
 from headjax.model import Transformer, model_parameters
+from headjax.parameters.cache import ensure_converted
 from tests import torch_oracle
 from tests.tolerances import assert_close
 
@@ -128,7 +128,7 @@ def export_tiny(family: str, directory: Path) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("family", PRESETS)
 def test_exported_files_convert_back_to_the_same_parameters(family, tmp_path):
     parameters = export_tiny(family, tmp_path / "hf")
-    ours = load_model(ensure(tmp_path / "hf", tmp_path / "ours"))
+    ours = load_model(ensure_converted(tmp_path / "hf", tmp_path / "ours"))
     for name, values in model_parameters(ours).items():
         np.testing.assert_array_equal(values, parameters[name], err_msg=name)
 
@@ -179,7 +179,7 @@ def test_three_steps_of_training(tmp_path, monkeypatch):
     assert set(about["accuracies"]) < set(log[0])
     assert len((tmp_path / "hf/training_log.csv").read_text().splitlines()) == 2
 
-    ours = load_model(ensure(tmp_path / "hf", tmp_path / "ours"))
+    ours = load_model(ensure_converted(tmp_path / "hf", tmp_path / "ours"))
     theirs = torch_oracle.load_directory(tmp_path / "hf")
     tokens = np.random.default_rng(1).integers(0, ours.config.vocab_size, (3, 29)).astype(np.int32)
     logits, z = torch_oracle.run(theirs, tokens)

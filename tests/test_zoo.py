@@ -1,7 +1,6 @@
 """Names of models, fetching from a hub (a small one on this machine), and loading."""
 
 import csv
-import dataclasses
 import hashlib
 import json
 import os
@@ -19,14 +18,16 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import headjax
-from checkpoints_convert import convert, ensure
+from checkpoints_convert import convert
 from checkpoints_convert.engine import open_source
 from experiments.run import run
 from headjax import InputError, load_model
 from headjax.io import check_file_names
+from headjax.parameters.cache import ensure_converted
 from headjax.parameters.converted import read_provenance
 from headjax.zoo import MODELS, display_name, display_names, find_entry, find_source
 from tests import torch_oracle
+from tests.helpers.runs import altered
 from tests.tiny_run import tiny_run
 from tests.torch_or_skip import torch
 
@@ -121,12 +122,10 @@ def test_a_run_refuses_names_that_would_overwrite_each_other(tmp_path: Path):
         Path(shutil.copytree(tmp_path / "a b" / "model", tmp_path / name / "m")) for name in ("x y", "x_y")
     ]
     with pytest.raises(InputError, match=r"models name files, .*; got .x y/m. and .x_y/m."):
-        run(dataclasses.replace(config, analyses=("relation_scores",), model=tuple(map(str, models))))
+        run(altered(config, analyses=("relation_scores",), model=tuple(map(str, models))))
     with pytest.raises(InputError, match="field 'model' must name each once; twice"):
-        run(dataclasses.replace(config, analyses=("relation_scores",), model=(str(models[0]),) * 2))
-    files = run(
-        dataclasses.replace(config, analyses=("relation_scores",), model=(str(models[0]), config.model))
-    )
+        run(altered(config, analyses=("relation_scores",), model=(str(models[0]),) * 2))
+    files = run(altered(config, analyses=("relation_scores",), model=(str(models[0]), config.model)))
     with open(files[0], newline="") as file:
         assert {row["model"] for row in csv.DictReader(file)} == {"x y/m", "a b/model"}
 
@@ -200,7 +199,7 @@ def test_what_is_no_checkpoint_is_named(kind: str, hf_directory: Path, tmp_path:
     make, message = KINDS[kind]
     make(directory)
     with pytest.raises(InputError, match=message) as caught:
-        ensure(directory, tmp_path / "cache")
+        ensure_converted(directory, tmp_path / "cache")
     assert str(directory) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "cache").exists()
@@ -324,7 +323,7 @@ def test_load_model_converts_once_and_when_files_change(hf_directory: Path, tmp_
 
     def remade() -> bool:
         nonlocal made
-        before, made = made, (ensure(source) / "headjax.json").stat().st_mtime_ns
+        before, made = made, (ensure_converted(source) / "headjax.json").stat().st_mtime_ns
         return made != before
 
     assert load_model(source, dtype=jnp.bfloat16).W_O.dtype == jnp.bfloat16
@@ -346,7 +345,7 @@ def test_load_model_converts_once_and_when_files_change(hf_directory: Path, tmp_
 
 def test_two_directories_of_one_name_are_two_models(hf_directory: Path, tmp_path: Path):
     copies = [Path(shutil.copytree(hf_directory, tmp_path / place / "model")) for place in ("a", "b")]
-    assert len({ensure(copy, tmp_path / "cache") for copy in copies}) == 2
+    assert len({ensure_converted(copy, tmp_path / "cache") for copy in copies}) == 2
 
 
 def test_load_model_passes_the_converters_line_on(hf_directory: Path, tmp_path: Path):
@@ -553,9 +552,9 @@ def test_a_cache_may_know_a_model_under_its_old_name(hf_directory: Path, tmp_pat
 def test_a_hub_model_is_converted_under_its_id(hub: type[Hub], tmp_path: Path):
     code = (
         "import headjax, headjax.zoo\n"
-        "from checkpoints_convert import ensure\n"
-        "path = ensure('gpt2', 'cache')\n"
-        "revised = ensure('gpt2@step3000', 'cache')\n"
+        "from headjax.parameters.cache import ensure_converted\n"
+        "path = ensure_converted('gpt2', 'cache')\n"
+        "revised = ensure_converted('gpt2@step3000', 'cache')\n"
         "print(revised, headjax.zoo.display_name(revised))\n"
         "assert headjax.load_model('openai-community/gpt2', checkpoint_dir='cache').config.n_layers == 3\n"
         "print(path)"

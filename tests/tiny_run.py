@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from experiments.config import RunConfig
+from headjax.analyses import AblationCurves, DynamicScores, HeadAblation, RelationScores
 from headjax.config import ModelConfig, Rotary
 from headjax.model import parameter_shapes
 from headjax.parameters.converted import write_checkpoint
+from headjax.study import Compute, Data
 from tests import tiny_tokenizers
 
 PAIRS = {
@@ -64,14 +66,18 @@ def tiny_run(directory: Path, n_heads: int = 3, n_kv_heads: int | None = None) -
         (directory / "relations" / f"{name}.json").write_text(json.dumps(pairs))
     return RunConfig(
         model=str(directory / "model"),
-        relations_dir=str(directory / "relations"),
-        min_pairs=3,
-        analyses=("relation_scores", "dynamic_scores", "head_ablation", "ablation_curves"),
-        templates=("<X> is", "The story of <X>"),
-        batch_size=4,
-        variant_batch=3,
-        n_random_draws=2,
-        ablation="mean",
-        bos=False,
+        analyses=(
+            RelationScores(),
+            DynamicScores(),
+            HeadAblation(replacement="mean"),
+            AblationCurves(replacement="mean", n_random_draws=2),
+        ),
+        data=Data(
+            relations_dir=str(directory / "relations"),
+            min_pairs=3,
+            templates=("<X> is", "The story of <X>"),
+            bos=False,
+        ),
+        compute=Compute(batch_size=4, variant_batch=3),
         out=str(directory / "out"),
     )

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import transformers
 
-from checkpoints_convert import ensure
 from headjax import load_model
 from headjax.model import Transformer
+from headjax.parameters.cache import ensure_converted
 from tests import torch_oracle
 
 
@@ -17,4 +17,4 @@ def twins(name: str) -> tuple[Transformer, transformers.PreTrainedModel]:
     """`torch_oracle.CONFIGS[name]` as ours and as theirs. Read only: everyone gets the same two."""
     with tempfile.TemporaryDirectory() as directory:
         theirs = torch_oracle.save_model(name, Path(directory) / "hf")
-        return load_model(ensure(Path(directory) / "hf", Path(directory) / "ours")), theirs
+        return load_model(ensure_converted(Path(directory) / "hf", Path(directory) / "ours")), theirs

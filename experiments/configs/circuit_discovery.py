@@ -15,15 +15,19 @@ a "corrupted" partner. A task that the model does not do is left out with a warn
 """
 
 from experiments.config import RunConfig
+from headjax.report.options import Report
+from headjax.study import Data
 
 
 def get_config() -> RunConfig:
     return RunConfig(
         model="gpt2",
         analyses=("relation_scores", "dynamic_scores", "circuit_discovery"),
-        relations=("name_copying", "copying", "country_to_capital"),
-        heat_maps=("name_copying", "country_to_capital"),
-        prompts=("ioi", "colored_objects", "country_to_capital"),
-        n_prompts=100,
+        data=Data(
+            relations=("name_copying", "copying", "country_to_capital"),
+            prompts=("ioi", "colored_objects", "country_to_capital"),
+            n_prompts=100,
+        ),
+        report=Report(heat_maps=("name_copying", "country_to_capital")),
         out="out/circuit_discovery",
     )

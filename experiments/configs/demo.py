@@ -9,15 +9,21 @@ random heads, and the same heads on other relations' prompts, change nothing.
 """
 
 from experiments.config import RunConfig
+from headjax.analyses import AblationCurves, DynamicScores, HeadAblation, RelationScores
+from headjax.report.options import Report
+from headjax.study import Data
 
 
 def get_config() -> RunConfig:
     return RunConfig(
         model="planted",
-        analyses=("relation_scores", "dynamic_scores", "head_ablation", "ablation_curves"),
-        heat_maps=("country_to_capital", "name_copying"),
-        n_prompts=6,
-        max_heads=6,
-        n_random_draws=3,
+        data=Data(n_prompts=6),
+        analyses=(
+            RelationScores(),
+            DynamicScores(),
+            HeadAblation(),
+            AblationCurves(max_heads=6, n_random_draws=3),
+        ),
+        report=Report(heat_maps=("country_to_capital", "name_copying")),
         out="out/demo",
     )

@@ -9,13 +9,16 @@ says it has none.
 """
 
 from experiments.config import RunConfig
+from headjax.report.options import Report
+from headjax.study import Data
 
 
 def get_config() -> RunConfig:
     return RunConfig(
         model="gpt2-medium",
-        relations=("name_copying", "country_to_capital"),
-        heat_maps=("name_copying", "country_to_capital"),
-        circuits=("name_copying=circuit_reuse",),
+        data=Data(relations=("name_copying", "country_to_capital")),
+        report=Report(
+            heat_maps=("name_copying", "country_to_capital"), circuits=("name_copying=circuit_reuse",)
+        ),
         out="out/gpt2_medium_circuits",
     )

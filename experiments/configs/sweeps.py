@@ -5,8 +5,7 @@
 
     # indirect object identification, mean ablation, what each head adds to the logit difference
     python -m experiments.run --config experiments/configs/sweeps.py --config.model=gpt2 \\
-        --config.prompts=ioi --config.ablation=mean \\
-        --config.analyses=logit_attribution,head_ablation,gradient_attribution
+        --config.prompts=ioi --config.analyses=logit_attribution,head_ablation --config.replacement=mean
 
     # your own prompts, JSON lines {"prompt", "answer", "distractor"?, "corrupted"?, "source"?}
     python -m experiments.run --config experiments/configs/sweeps.py --config.model=DIR \\
@@ -18,12 +17,13 @@ scores of all pairs: correlations.csv has both numbers, and `--config.n_prompts=
 """
 
 from experiments.config import RunConfig
+from headjax.study import Data
 
 
 def get_config() -> RunConfig:
     return RunConfig(
         model="gpt2",
         analyses=("relation_scores", "dynamic_scores", "head_ablation", "gradient_attribution"),
-        n_prompts=24,
+        data=Data(n_prompts=24),
         out="out/sweeps",
     )

@@ -10,6 +10,8 @@ k is 3, not 10: the vocabulary is a fiftieth of GPT-2's, and some relations have
 """
 
 from experiments.config import RunConfig
+from headjax.analyses import AblationCurves
+from headjax.study import Data
 
 
 def get_config() -> RunConfig:
@@ -21,12 +23,9 @@ def get_config() -> RunConfig:
             "logit_attribution",
             "head_ablation",
             "gradient_attribution",
-            "ablation_curves",
+            AblationCurves(max_heads=8, n_random_draws=3),
             "attention_patterns",
         ),
-        top_k=3,
-        n_prompts=48,
-        max_heads=8,
-        n_random_draws=3,
+        data=Data(top_k=3, n_prompts=48),
         out="out/trained",
     )

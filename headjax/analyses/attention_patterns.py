@@ -12,6 +12,9 @@ On random tokens written twice an induction score is what Olsson et al. call pre
 tokens lie strictly before the attending one.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,19 +23,29 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from headjax import costs, figures
+from headjax.analyses.base import Asked, Coordinates
 from headjax.axes import Residual, TokenMask, Tokens
 from headjax.config import ModelConfig
+from headjax.costs import Cost, Machine
 from headjax.data.prompt_sets import MAX_PROMPTS
-from headjax.engine.batches import Remember, Track, compute_anew, map_prompts, untracked
+from headjax.data.prompts import PromptBatch
+from headjax.engine.batches import Remember, Track, Work, compute_anew, map_prompts, untracked
 from headjax.errors import InputError
+from headjax.grid import GridSet
 from headjax.inputs import check_count, check_ids, check_options, check_tokens
 from headjax.model import Block, Transformer, mask_positions
+from headjax.model.attention import attention_pattern
+from headjax.report.drawing import figure_path
+from headjax.report.options import Report
+from headjax.result import Result
+from headjax.study import Data, Study
 from kernels import dispatch
 
 PATTERNS = ("previous", "duplicate", "induction")
 
 
-class AttentionPatterns(NamedTuple):
+class PatternScores(NamedTuple):
     """Scores between 0 and 1; NaN where no token has what the score asks for.
 
     Attributes:
@@ -89,7 +102,7 @@ def attention_patterns(
     batch_size: int = 16,
     track: Track = untracked,
     remember: Remember = compute_anew,
-) -> AttentionPatterns:
+) -> PatternScores:
     """Scores on any tokens [B S]; False in `mask` [B S] is padding, which neither attends nor is attended to.
 
     Raises InputError as `check_tokens` does, and for scores that are not finite.
@@ -108,7 +121,7 @@ def attention_patterns(
     total = attention.sum(axis=0, dtype=np.float64)
     scores = np.full(total.shape, np.nan, np.float32)
     scores[n_tokens > 0] = total[n_tokens > 0] / n_tokens[n_tokens > 0, None, None]
-    return AttentionPatterns(*scores, n_tokens=dict(zip(PATTERNS, n_tokens.tolist(), strict=True)))
+    return PatternScores(*scores, n_tokens=dict(zip(PATTERNS, n_tokens.tolist(), strict=True)))
 
 
 @dispatch.jit
@@ -139,23 +152,66 @@ def _targets(tokens: Int[Array, "B S"], valid: Bool[Array, "B S"]) -> Bool[Array
     return jnp.stack([previous, duplicate, after_duplicate], axis=1)
 
 
-def attention_pattern(
-    q: Float[Array, "B S H K"],
-    k: Float[Array, "B S G K"],
-    valid: Bool[Array, "B S"],
-    precision: str,
-) -> Float[Array, "B H S S"]:
-    """How much each position (third axis) attends to each (last): causal softmax, float32, rows of 1.
+REPEATED = "repeated_tokens"  # where a grid names a relation: random tokens written twice
 
-    Rows of padding that may attend to nothing are 0.
-    """
-    B, S, H, K = q.shape
-    G = k.shape[2]
-    grouped = q.reshape(B, S, G, H // G, K)  # query head h reads key/value head h // (H / G)
-    scores = jnp.einsum(
-        "bsgrk,btgk->bgrst", grouped, k, precision=precision, preferred_element_type=jnp.float32
-    )
-    allowed = jnp.tril(jnp.ones((S, S), bool))[None] & valid[:, None, :]
-    allowed = allowed[:, None, None]
-    weights = jax.nn.softmax(jnp.where(allowed, scores * K**-0.5, -1e30), axis=-1)
-    return jnp.where(allowed, weights, 0).reshape(B, H, S, S)
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionPatterns(Asked):
+    """Previous-token, duplicate-token and induction scores, on random tokens written twice and on prompts."""
+
+    kind = "attention_patterns"
+
+    def reads(self, data: Data) -> frozenset[str]:
+        return super().reads(data) - {"report.heat_maps"}
+
+    def clean_sets(self, study: Study) -> Sequence[tuple[str, PromptBatch]]:
+        return ()  # attention, not an effect on answers
+
+    def check(self, study: Study, before: Coordinates) -> Coordinates:
+        self._repeated(study)
+        return {(f"attention_{pattern}", on) for pattern in PATTERNS for on in (REPEATED, "prompts")}
+
+    def cost(self, study: Study, machine: Machine) -> Cost:
+        repeated, own = (
+            costs.attention_patterns(
+                study.config, costs.chunked(study, tokens, machine.copies), costs.itemsize(study)
+            )
+            for tokens in (self._repeated(study), study.task_batch(self.prompts).tokens)
+        )
+        return repeated + own
+
+    def _repeated(self, study: Study) -> Int[np.ndarray, "B S"]:
+        how = {"bos": study.bos, "vocab_size": study.vocab_size}
+        return repeated_tokens(study.config, seed=study.seed, **how)
+
+    def run(self, study: Study, work: Work) -> Result:
+        batch = study.task_batch(self.prompts)
+        how = {"batch_size": study.compute.batch_size, "track": work.track, "remember": work.remember}
+        measured = {
+            REPEATED: attention_patterns(study.model, self._repeated(study), **how),
+            "prompts": attention_patterns(study.model, batch.tokens, batch.mask, **how),
+        }
+        grids = (
+            study.grid(on, f"attention_{pattern}", getattr(scores, pattern), scores.n_tokens[pattern])
+            for on, scores in measured.items()
+            for pattern in PATTERNS
+        )
+        return Result(GridSet(tuple(grids)))
+
+    def draw(self, name: str, found: Result, report: Report, directory: Path) -> list[Path]:
+        """The three scores side by side, for each kind of text."""
+        files, grids = [], found.grids.select(analysis=name)
+        for model in grids.values("model"):
+            for on in grids.select(model=model).values("relation"):
+                own = grids.select(model=model, relation=on)
+                chosen = [grid for grid in own if not np.isnan(grid.scores).all()]
+                patterns = [grid.kind.removeprefix("attention_") for grid in chosen]
+                panels = [
+                    figures.Panel(
+                        grid.scores, f"{grid.model}: {pattern} ({grid.name})", f"{pattern.capitalize()} score"
+                    )
+                    for grid, pattern in zip(chosen, patterns, strict=True)
+                ]
+                path = figure_path(directory, self.stem(name, "attention"), chosen[:1])
+                files += figures.score_map(panels, path, report.orientation, report.origin)
+        return files

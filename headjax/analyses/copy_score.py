@@ -16,21 +16,31 @@ Which of the details the paper leaves open are chosen how:
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from headjax.config import ModelConfig
+from headjax import figures
+from headjax.analyses.base import WEIGHTS, Analysis, Coordinates
+from headjax.circuits.tables import circuit_for
+from headjax.data.prompt_sets import ioi_names
+from headjax.data.prompts import word_tokens
+from headjax.engine.batches import Work
 from headjax.errors import InputError, shown
+from headjax.grid import SUPPRESSION, GridSet
 from headjax.inputs import as_array, check_ids
-from headjax.model import Block, Norm, Transformer, abstract_model, fill, one_block
-from headjax.parameters import converted as checkpoint
+from headjax.model import Block, Norm, abstract_model, fill, one_block, parameter_shapes
+from headjax.parameters import Parameters, each_layer, unembedding
+from headjax.report.drawing import figure_path
+from headjax.report.options import Report
+from headjax.result import Result
+from headjax.study import Data, Study
 from kernels import dispatch
 
 TOP_K = 5
@@ -67,39 +77,28 @@ class CopyWeights(NamedTuple):
     readout: Readout
 
 
-class CopyScores(NamedTuple):
+class CopyShares(NamedTuple):
     """Shares of names between 0 and 1, plain and negated."""
 
     plain: Float[np.ndarray, "L H"]
     suppression: Float[np.ndarray, "L H"]
 
 
-def model_weights(model: Transformer) -> CopyWeights:
-    """The weights of a model in memory."""
-    blocks = [jax.tree.map(lambda leaf, i=i: leaf[i], model.blocks) for i in range(model.config.n_layers)]
-    readers = (Reader(b.ln1, b.attn.W_V[...], b.attn.b_V[...], b.attn.W_O[...]) for b in blocks)
-    return CopyWeights(model.W_E, blocks[0], readers, Readout(model.ln_final, model.unembed_rows, model.b_U))
-
-
-def checkpoint_weights(directory: Path, config: ModelConfig) -> CopyWeights:
-    """The weights of a converted checkpoint, in float32; a layer is read when its turn comes."""
-    names = ["embed.W_E", "ln_final.scale", "ln_final.bias", "unembed.b_U"]
-    names += [] if config.tied_embeddings else ["unembed.rows"]
-    outer = checkpoint.read_parameters(directory, names, dtype=jnp.float32)
-    abstract = abstract_model(config)
-
-    def reader(layer: int) -> Reader:
-        own = checkpoint.read_layer(directory, layer, LAYER, dtype=jnp.float32)
-        return Reader(fill(abstract.ln_final, own, "blocks.ln1."), *(own[name] for name in LAYER[2:]))
-
+def copy_weights(parameters: Parameters) -> CopyWeights:
+    """All that copy scores need of a model, in float32; a layer is read when its turn comes."""
+    config, abstract = parameters.config, abstract_model(parameters.config)
+    names = {"embed.W_E", "ln_final.scale", "ln_final.bias", unembedding(config), "unembed.b_U"}
+    outer = parameters.read(sorted(names), dtype=jnp.float32)
+    of_block = [name for name in parameter_shapes(config) if name.startswith("blocks.")]
     return CopyWeights(
         outer["embed.W_E"],
-        one_block(config, checkpoint.read_layer(directory, 0, dtype=jnp.float32)),
-        (reader(layer) for layer in range(config.n_layers)),
+        one_block(config, parameters.read(of_block, 0, jnp.float32)),
+        (
+            Reader(fill(abstract.ln_final, own, "blocks.ln1."), *(own[name] for name in LAYER[2:]))
+            for own in each_layer(parameters, LAYER, jnp.float32)
+        ),
         Readout(
-            fill(abstract.ln_final, outer, "ln_final."),
-            outer.get("unembed.rows", outer["embed.W_E"]),
-            outer["unembed.b_U"],
+            fill(abstract.ln_final, outer, "ln_final."), outer[unembedding(config)], outer["unembed.b_U"]
         ),
     )
 
@@ -112,7 +111,7 @@ def copy_scores(
     vocab_size: int | None = None,
     precision: str = "highest",
     track: Callable[[Iterable], Iterable] = iter,
-) -> CopyScores:
+) -> CopyShares:
     """Plain and negative copy scores of every head, over names of one token each: their ids [N].
 
     `vocab_size` is the tokenizer's: logits of the rows from there on, which no token has, are not counted.
@@ -132,7 +131,7 @@ def copy_scores(
         np.asarray(_layer_hits(x, reader, readout, tokens, top_k=top_k, precision=precision))
         for reader in track(weights.layers)
     ]
-    return CopyScores(*np.moveaxis(np.mean(hits, axis=3, dtype=np.float32), 2, 0))
+    return CopyShares(*np.moveaxis(np.mean(hits, axis=3, dtype=np.float32), 2, 0))
 
 
 @dispatch.jit
@@ -170,3 +169,48 @@ def _layer_hits(
         return jnp.stack([among_top(written), among_top(-written)])
 
     return lax.map(one_head, (z, reader.W_O), batch_size=HEADS_AT_ONCE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyScore(Analysis):
+    """Whether each head writes the name it attends to (Wang et al. 2022), plain and negated."""
+
+    kind = "copy_score"
+
+    def reads(self, data: Data) -> frozenset[str]:
+        return WEIGHTS | {"compute.implementation", "report.circuits", "report.orientation", "report.origin"}
+
+    def check(self, study: Study, before: Coordinates) -> Coordinates:
+        ioi_names(study.tokenizer)
+        return {(kind, "ioi_names") for kind in ("copy_score", "copy_score" + SUPPRESSION)}
+
+    def run(self, study: Study, work: Work) -> Result:
+        """It takes seconds: a run remembers the whole, not its parts."""
+        names = [word_tokens(study.tokenizer, word)[0] for word in ioi_names(study.tokenizer)]
+        scores = copy_scores(
+            copy_weights(study.parameters),
+            names,
+            vocab_size=study.vocab_size,
+            precision=study.compute.precision,
+            track=lambda layers: work.track(layers, study.config.n_layers, "copy scores"),
+        )
+        kinds = (("copy_score", scores.plain), ("copy_score" + SUPPRESSION, scores.suppression))
+        grids = (study.grid("ioi_names", kind, grid, len(names)) for kind, grid in kinds)
+        return Result(GridSet(tuple(grids)))
+
+    def draw(self, name: str, found: Result, report: Report, directory: Path) -> list[Path]:
+        """Plain and negated, beside the relation scores of name copying where there are any."""
+        files, titles = [], {"copy_score": "copy", "static": "relation"}
+        static = found.grids.select(relation="name_copying", kind=("static", "static" + SUPPRESSION))
+        for model in found.grids.select(analysis=name).values("model"):
+            chosen = found.grids.select(analysis=name, model=model) + static.select(model=model)
+            panels = []
+            for grid in chosen:
+                negated = "negated " * grid.kind.endswith(SUPPRESSION)
+                what = f"{negated}{titles[grid.kind.removesuffix(SUPPRESSION)]} score"
+                marks = circuit_for(grid.model, grid.relation, report, found)
+                title = f"{grid.model}: {grid.name.lower()}, {what}"
+                panels.append(figures.Panel(grid.scores, title, what.capitalize(), marks))
+            path = figure_path(directory, self.stem(name, "copy_score"), chosen.grids[:1])
+            files += figures.score_map(panels, path, report.orientation, report.origin)
+        return files

@@ -10,6 +10,10 @@ from the last position to the source alone, while all that comes before it in th
 Its z is then the source position's value vector, which the same forward pass has computed already.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -18,14 +22,43 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from headjax import costs, figures
+from headjax.analyses.base import (
+    FORWARD,
+    RELATIONS,
+    Analysis,
+    Coordinates,
+    check_top_k,
+    hit_fields,
+    rows_by_relation,
+)
 from headjax.config import ModelConfig
+from headjax.costs import Cost, Machine
 from headjax.data.prompts import PromptBatch
-from headjax.engine.batches import Remember, Track, check_prompts, compute_anew, map_prompts, untracked
+from headjax.engine.batches import (
+    Remember,
+    Track,
+    Work,
+    check_prompts,
+    compute_anew,
+    map_prompts,
+    prompt_chunks,
+    untracked,
+)
 from headjax.engine.hits import Stage, relation_hits, screening_stages
 from headjax.engine.prefill import prefill
+from headjax.engine.visits import CleanLayer, visit_layers
 from headjax.errors import InputError, shown
+from headjax.grid import SUPPRESSION, GridSet
 from headjax.inputs import as_array
-from headjax.model import Transformer
+from headjax.model import Block, Transformer
+from headjax.parameters.layered import LayeredModel
+from headjax.report.correlations import Correlation, correlation_latex, correlation_table, correlations
+from headjax.report.drawing import chosen_grids, figure_path
+from headjax.report.options import Report
+from headjax.report.table import Page, Table
+from headjax.result import Result
+from headjax.study import Data, Study
 from kernels import dispatch
 
 KINDS = (
@@ -36,7 +69,7 @@ KINDS = (
 )
 
 
-class DynamicScores(NamedTuple):
+class DynamicShares(NamedTuple):
     """Shares of prompts that are hits; one row for each relation and template.
 
     Attributes:
@@ -60,7 +93,7 @@ def dynamic_scores(
     vocab_size: int | None = None,
     track: Track = untracked,
     remember: Remember = compute_anew,
-) -> DynamicScores:
+) -> DynamicShares:
     """Dynamic scores of every head, all four kinds from one forward pass per batch of prompts.
 
     Args:
@@ -96,7 +129,7 @@ def check_sources(prompts: PromptBatch, top_k: Any) -> Int[np.ndarray, " B"]:
 
 def share_of_hits(
     hits: Bool[np.ndarray, "B L H 4"], finite: Bool[np.ndarray, " B"], prompts: PromptBatch
-) -> DynamicScores:
+) -> DynamicShares:
     """Scores from the prompts' hits. Raises InputError for a prompt whose numbers were not finite."""
     if not finite.all():
         name = prompts.prompts[int(np.argmin(finite))].name
@@ -106,7 +139,7 @@ def share_of_hits(
     rows = tuple(dict.fromkeys(groups))
     row = np.array([rows.index(group) for group in groups])
     shares = np.stack([hits[row == r].mean(axis=0, dtype=np.float32) for r in range(len(rows))])
-    return DynamicScores(rows, np.bincount(row), {kind: shares[:, :, :, i] for i, kind in enumerate(KINDS)})
+    return DynamicShares(rows, np.bincount(row), {kind: shares[:, :, :, i] for i, kind in enumerate(KINDS)})
 
 
 @dispatch.jit
@@ -156,3 +189,134 @@ def layer_hits(
     hits = relation_hits(jnp.swapaxes(both, 0, 1), W_O, stages, jnp.tile(top_k, 2), *how)
     hits = jnp.stack(hits, axis=-1).reshape(H, 2, B, 2).transpose(2, 0, 1, 3).reshape(B, H, 4)
     return hits, jnp.isfinite(both).reshape(2, B, -1).all(axis=(0, 2))
+
+
+def streamed_dynamic_scores(
+    model: LayeredModel,
+    prompts: PromptBatch,
+    top_k: Any,
+    *,
+    batch_size: int = 64,
+    seed: int = 0,
+    vocab_size: int | None = None,
+    track: Track = untracked,
+) -> DynamicShares:
+    """Dynamic scores of every head, all four kinds from one pass over the layers.
+
+    Raises InputError for a prompt without a source and for head outputs that are not finite.
+    """
+    prompts = check_prompts(prompts, model.config, batch_size=batch_size)
+    top_k = check_sources(prompts, top_k)
+    stages = screening_stages(model.outer.unembed_rows, prompts.answers, seed=seed, vocab_size=vocab_size)
+    chunks = prompt_chunks(len(prompts.tokens), batch_size)
+    runs = [(prompts.tokens[rows], prompts.mask[rows]) for rows in chunks]
+    hits, finite = [], np.ones(len(prompts.tokens), bool)
+    for _, block, clean in visit_layers(model, runs, track, "streamed dynamic scores"):
+        of_layer = []
+        for rows, run in zip(chunks, clean, strict=True):
+            own = tuple(stage._replace(target=stage.target[rows]) for stage in stages)
+            found, good = _head_hits(block, run, own, prompts.sources[rows], top_k[rows])
+            of_layer.append(np.asarray(found))
+            finite[rows] &= np.asarray(good)
+        hits.append(np.concatenate(of_layer)[: len(prompts.tokens)])
+        del block, clean, run
+    return share_of_hits(np.stack(hits, axis=1), finite, prompts)
+
+
+@dispatch.jit
+def _head_hits(
+    block: Block,
+    run: CleanLayer,
+    stages: tuple[Stage, ...],
+    sources: Int[Array, " B"],
+    top_k: Int[Array, " B"],
+) -> tuple[Bool[Array, "B H 4"], Bool[Array, " B"]]:
+    """Hits of the kinds in KINDS, and whether the numbers behind them were finite."""
+    values = run.v[jnp.arange(len(sources)), sources]
+    stages = tuple(stage._replace(target=jnp.tile(stage.target, 2)) for stage in stages)
+    hits, finite = layer_hits(block.config, run.z, values, block.attn.W_O[...], stages, top_k)
+    return hits, finite & jnp.isfinite(run.after).all(axis=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicScores(Analysis):
+    """Dynamic relation scores with and without context, plain and suppression, of every template.
+
+    Attributes:
+      multi_token: also sources of several tokens, of which the last one is the source.
+    """
+
+    kind = "dynamic_scores"
+    streams = True
+    multi_token: bool = False
+
+    def reads(self, data: Data) -> frozenset[str]:
+        shown = {"report.latex", "report.heat_maps", "report.orientation", "report.origin", "report.circuits"}
+        return RELATIONS | hit_fields(data) | FORWARD | shown | {"data.templates", "compute.stream"}
+
+    def batches(self, study: Study) -> Sequence[PromptBatch]:
+        return (study.template_batch(self.multi_token),)
+
+    def check(self, study: Study, before: Coordinates) -> Coordinates:
+        check_top_k(study)
+        return {(kind, relation) for kind in KINDS for relation in rows_by_relation(*self.batches(study))}
+
+    def cost(self, study: Study, machine: Machine) -> Cost:
+        (batch,) = self.batches(study)
+        prompts = costs.chunked(study, batch.tokens, machine.copies)
+        n_targets = len(np.unique(batch.answers))
+        return costs.dynamic_scores(study.config, prompts, n_targets, costs.itemsize(study), machine.platform)
+
+    def run(self, study: Study, work: Work) -> Result:
+        (batch,) = self.batches(study)
+        sweep = (
+            partial(streamed_dynamic_scores, study.layered())
+            if study.compute.stream
+            else partial(dynamic_scores, study.model, remember=work.remember)
+        )
+        scores = sweep(
+            batch,
+            np.array([study.rule.k(prompt.relation) for prompt in batch.prompts], np.int32),
+            batch_size=study.compute.batch_size,
+            seed=study.seed,
+            vocab_size=study.vocab_size,
+            track=work.track,
+        )
+        grids = (
+            study.grid(relation, kind, grid[r], int(scores.n_prompts[r]), template=template)
+            for kind, grid in scores.scores.items()
+            for r, (relation, template) in enumerate(scores.groups)
+        )
+        return Result(GridSet(tuple(grids)))
+
+    def tables(self, name: str, found: Result, report: Report) -> list[Table | Page]:
+        """Correlations with the static scores of the same relations, where there are any."""
+        grids = found.grids.select(analysis=name) + static_grids(found.grids)
+        if not (rows := correlations(grids)):
+            return []
+        text = "Static against dynamic scores: r over heads and templates, p over heads\n"
+        stem = self.stem(name, "correlations")
+        table = Table(stem, Correlation._fields, rows, text + correlation_table(rows))
+        return [table, Page(f"{stem}.tex", correlation_latex(rows))] if report.latex else [table]
+
+    def draw(self, name: str, found: Result, report: Report, directory: Path) -> list[Path]:
+        """Of each chosen relation: the static score beside the dynamic ones, averaged over templates."""
+        files, titles = [], (("dynamic_no_context", "without context"), ("dynamic_context", "with context"))
+        for model in found.grids.select(analysis=name).values("model"):
+            own = found.grids.select(model=model)
+            for chosen in chosen_grids(own.select(kind="static"), report):
+                panels = [figures.Panel(chosen.scores, f"{chosen.name}: static", "Score")]
+                for kind, title in titles:
+                    of_templates = own.select(analysis=name, kind=kind, relation=chosen.relation)
+                    if len(of_templates):
+                        mean = np.mean([grid.scores for grid in of_templates], axis=0)
+                        panels.append(figures.Panel(mean, f"{chosen.name}: dynamic, {title}", "Score"))
+                if len(panels) > 1:
+                    path = figure_path(directory, self.stem(name, "dynamic"), [chosen])
+                    files += figures.score_map(panels, path, report.orientation, report.origin)
+        return files
+
+
+def static_grids(grids: GridSet) -> GridSet:
+    """The static scores among the grids, plain and suppression."""
+    return grids.select(kind=("static", "static" + SUPPRESSION))

@@ -6,8 +6,10 @@ Michel et al. 2019, "Are Sixteen Heads Really Better than One?", with its sign, 
 of Nanda 2023 with the ablation's replacement as the corrupted value.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -17,13 +19,23 @@ import scipy.stats  # JAX itself needs scipy, so it is always there
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from headjax import costs
+from headjax.analyses.base import Ablating, Coordinates, Measured, effect_grids
 from headjax.axes import Head, Residual
+from headjax.costs import Cost, Machine
 from headjax.data.prompts import PromptBatch
-from headjax.engine.batches import Remember, Track, check_prompts, compute_anew, map_prompts, untracked
+from headjax.engine.batches import Remember, Track, Work, check_prompts, compute_anew, map_prompts, untracked
 from headjax.engine.replacement import Replacement, find_replacement
 from headjax.errors import InputError
+from headjax.grid import GridSet, HeadGrid
 from headjax.model import Block, Transformer, mask_positions
 from headjax.model.edits import HeadEdit
+from headjax.options import option
+from headjax.report.drawing import draw_effects
+from headjax.report.options import Report
+from headjax.report.table import Page, Table
+from headjax.result import Result
+from headjax.study import Study
 from kernels import dispatch
 
 
@@ -47,7 +59,7 @@ def _logit(logits: Float[Array, "B V"], tokens: Int[Array, " B"]) -> Float[Array
 DIFFERENTIABLE: dict[str, Callable[..., Array]] = {"logprob": _logprob, "logit_diff": _logit_diff}
 
 
-class GradientAttribution(NamedTuple):
+class GradientEffects(NamedTuple):
     """The metric of the clean run, and its derivative with respect to every head's gain."""
 
     clean: Float[Array | np.ndarray, " B"]
@@ -64,7 +76,7 @@ def gradient_attribution(
     batch_size: int = 16,
     track: Track = untracked,
     remember: Remember = compute_anew,
-) -> GradientAttribution:
+) -> GradientEffects:
     """The derivative of the metric with respect to every head's gain, for each prompt.
 
     Args:
@@ -113,7 +125,7 @@ def _gradient(
     *,
     metric: str,
     positions: str,
-) -> GradientAttribution:
+) -> GradientEffects:
     config, (B, S) = model.config, tokens.shape
     at, valid = mask_positions(mask), jnp.asarray(mask)
 
@@ -133,7 +145,7 @@ def _gradient(
     # A prompt's gains reach its own metric alone, so the sum's derivative is every prompt's own.
     ones = jnp.ones((config.n_layers, B, 1, config.n_heads), jnp.float32)
     gradient, clean = jax.grad(total, has_aux=True)(ones)
-    return GradientAttribution(clean, jnp.moveaxis(gradient[:, :, 0], 1, 0))
+    return GradientEffects(clean, jnp.moveaxis(gradient[:, :, 0], 1, 0))
 
 
 class Agreement(NamedTuple):
@@ -167,3 +179,96 @@ def agreement(
     same = np.ptp(exact) == 0 or np.ptp(estimate) == 0
     spearman = np.nan if same else scipy.stats.spearmanr(exact, estimate, axis=None).statistic
     return Agreement(float(spearman), missed, n_top)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientAttribution(Measured, Ablating):
+    """The first-order estimate of head ablation, of every metric that has a derivative.
+
+    Attributes:
+      positions: where the gain acts, "last" or "all".
+    """
+
+    kind = "gradient_attribution"
+    positions: str = option("last", choices=("last", "all"))
+
+    def check(self, study: Study, before: Coordinates) -> Coordinates:
+        self.check_donors(study, self.positions)
+        return {(f"gradient_{metric}", task) for metric in self._metrics(study) for task in self.tasks(study)}
+
+    def cost(self, study: Study, machine: Machine) -> Cost:
+        prompts = costs.chunked(study, study.task_batch(self.prompts).tokens, machine.copies)
+        sizes = (prompts, len(self._metrics(study)), self.positions, costs.itemsize(study))
+        replaced = (prompts, self.replacement, self.positions, self.mean_over)
+        return costs.gradient_attribution(study.config, *sizes) + costs.replacement(study.config, *replaced)
+
+    def run(self, study: Study, work: Work) -> Result:
+        batch, batch_size = study.task_batch(self.prompts), study.compute.batch_size
+        replacement = find_replacement(
+            study.model, batch, **self.how, positions=self.positions, batch_size=batch_size, seed=study.seed
+        )
+        where = {"replacement": self.replacement, "positions": self.positions}
+        grids: list[HeadGrid] = []
+        for metric in self._metrics(study):
+            found = gradient_attribution(
+                study.model,
+                batch,
+                metric=metric,
+                positions=self.positions,
+                replacement=replacement,
+                batch_size=batch_size,
+                track=work.track,
+                remember=work.remember,
+            )
+            kind = f"gradient_{metric}"
+            grids += effect_grids(study, batch, kind, found.effects, metric, found.clean, **where)
+        return Result(GridSet(tuple(grids)))
+
+    def _metrics(self, study: Study) -> tuple[str, ...]:
+        return self.metrics_of(study.task_batch(self.prompts), tuple(DIFFERENTIABLE), "gradient")
+
+    def tables(self, name: str, found: Result, report: Report) -> list[Table | Page]:
+        """How well it agrees with exact ablation, where that was measured in the same way."""
+        rows = []
+        for estimate in found.grids.select(analysis=name):
+            exact = found.grids.select(
+                model=estimate.model,
+                relation=estimate.relation,
+                kind=f"ablation_{estimate.metric}",
+                replacement=estimate.replacement,
+                positions=estimate.positions,
+            )
+            for grid in exact:
+                # Not so where key/value groups were ablated.
+                if grid.scores.shape == estimate.scores.shape:
+                    one = agreement(grid.scores, estimate.scores)
+                    named = (estimate.model, estimate.relation, estimate.metric)
+                    rows.append(AgreementRow(*named, one.spearman, one.n_top, " ".join(map(str, one.missed))))
+        if not rows:
+            return []
+        text = "Gradient against exact ablation\n" + agreement_table(rows)
+        return [Table(self.stem(name, "gradient_agreement"), AgreementRow._fields, rows, text)]
+
+    def draw(self, name: str, found: Result, report: Report, directory: Path) -> list[Path]:
+        return draw_effects(self, name, found, report, directory)
+
+
+class AgreementRow(NamedTuple):
+    """Rank correlation of gradient and exact effects, and which of the exact top the gradient misses."""
+
+    model: str
+    relation: str
+    metric: str
+    spearman: float
+    n_top: int
+    missed: str
+
+
+def agreement_table(rows: Sequence[AgreementRow]) -> str:
+    """The rows as aligned text."""
+    lines = [f"{'relation':22} {'metric':10} {'Spearman':>8}  misses of the exact top"]
+    for row in rows:
+        count = len(row.missed.split())
+        missed = f"{count} of {row.n_top}{': ' * bool(count)}{row.missed}"
+        lines.append(f"{row.relation:22} {row.metric:10} {row.spearman:8.2f}  {missed}")
+    return "\n".join(lines)

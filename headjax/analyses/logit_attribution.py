@@ -8,6 +8,9 @@ the unembedding of the answer, or the answer's minus the distractor's. Read from
 vector of D a prompt, and never an array [.., H, D].
 """
 
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -16,15 +19,34 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
+from headjax import costs
+from headjax.analyses.base import Asked, Coordinates, effect_grids
+from headjax.costs import Cost, Machine
 from headjax.data.prompts import PromptBatch
-from headjax.engine.batches import Remember, Track, check_prompts, compute_anew, map_prompts, untracked
+from headjax.engine.batches import (
+    Remember,
+    Track,
+    Work,
+    check_prompts,
+    compute_anew,
+    map_prompts,
+    prompt_chunks,
+    untracked,
+)
 from headjax.engine.prefill import prefill
+from headjax.engine.visits import CleanLayer, visit_layers
 from headjax.errors import InputError, shown
-from headjax.model import Transformer
+from headjax.grid import GridSet
+from headjax.model import Block, Transformer
+from headjax.parameters.layered import LayeredModel
+from headjax.report.drawing import draw_effects
+from headjax.report.options import Report
+from headjax.result import Result
+from headjax.study import Data, Study
 from kernels import dispatch
 
 
-class LogitAttribution(NamedTuple):
+class LogitParts(NamedTuple):
     """The logit, or difference of logits, and its parts, which sum to it.
 
     Attributes:
@@ -52,7 +74,7 @@ def logit_attribution(
     batch_size: int = 64,
     track: Track = untracked,
     remember: Remember = compute_anew,
-) -> LogitAttribution:
+) -> LogitParts:
     """Parts of the answer's logit at the last position, or of answer minus distractor ("logit_diff").
 
     Raises InputError for "logit_diff" of prompts without distractors and for logits that are not finite.
@@ -77,7 +99,7 @@ def asked_distractors(prompts: PromptBatch, metric: str) -> Int[np.ndarray, " B"
     return prompts.distractors
 
 
-def check_finite(parts: LogitAttribution, prompts: PromptBatch) -> LogitAttribution:
+def check_finite(parts: LogitParts, prompts: PromptBatch) -> LogitParts:
     """The parts as they are. Raises InputError for a prompt whose logit is not finite."""
     finite = np.isfinite(parts.logit)
     if not finite.all():
@@ -93,7 +115,7 @@ def _attribute(
     mask: Bool[Array, "B S"],
     answers: Int[Array, " B"],
     distractors: Int[Array, " B"] | None = None,
-) -> LogitAttribution:
+) -> LogitParts:
     run = prefill(model, tokens, mask, keep="last")
     residual, attention = run.residual[:, :, 0], model.blocks.attn
     asked = read_out(model, answers, distractors)
@@ -167,13 +189,13 @@ def scale_parts(
     first: Float[Array, "B D"],
     parts: LayerParts,
     last: Float[Array, "B D"],
-) -> LogitAttribution:
+) -> LogitParts:
     """All parts at the scale that the final norm has for the last residual; `first` entered layer 0."""
     first, last = first.astype(jnp.float32), last.astype(jnp.float32)
     centred = last - last.mean(axis=-1, keepdims=True) if model.config.norm == "layer" else last
     scale = jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1) + model.config.norm_eps)
     norm_bias = model.ln_final.bias[...].astype(jnp.float32)
-    return LogitAttribution(
+    return LogitParts(
         heads=parts.heads * scale[:, None, None],
         attention_biases=parts.attention_biases * scale[:, None],
         mlps=parts.mlps * scale[:, None],
@@ -181,3 +203,93 @@ def scale_parts(
         final_bias=jnp.matmul(asked.u, norm_bias, precision=model.config.precision) + asked.b,
         logit=jnp.sum(model.ln_final(last) * asked.u, axis=-1) + asked.b,
     )
+
+
+def streamed_logit_attribution(
+    model: LayeredModel,
+    prompts: PromptBatch,
+    *,
+    metric: str = "logit",
+    batch_size: int = 64,
+    track: Track = untracked,
+) -> LogitParts:
+    """Parts of the answer's logit at the last position, or of answer minus distractor ("logit_diff").
+
+    The final norm is linear but for its scale, one number a prompt: the parts are taken as the layers pass,
+    and scaled when the last one has.
+
+    Raises InputError for "logit_diff" of prompts without distractors and for logits that are not finite.
+    """
+    prompts = check_prompts(prompts, model.config, batch_size=batch_size)
+    distractors = asked_distractors(prompts, metric)
+    chunks = prompt_chunks(len(prompts.tokens), batch_size)
+    runs = [(prompts.tokens[rows], prompts.mask[rows]) for rows in chunks]
+    asked = [
+        _read_out(model.outer, prompts.answers[rows], None if distractors is None else distractors[rows])
+        for rows in chunks
+    ]
+    parts, first, last = [], [], []
+    for layer, block, clean in visit_layers(model, runs, track, "streamed logit attribution"):
+        of_layer, last = [], []
+        for one, run in zip(asked, clean, strict=True):
+            if layer == 0:
+                first.append(run.before)
+            of_layer.append(_layer_parts(block, run, one.direction))
+            last.append(run.after)
+        parts.append(of_layer)
+        del block, clean, run
+    columns = []
+    for i, one in enumerate(asked):
+        of_layers = jax.tree.map(lambda *each: jnp.stack(each, axis=1), *(layer[i] for layer in parts))
+        columns.append(jax.device_get(_scale_parts(model.outer, one, first[i], of_layers, last[i])))
+    result = jax.tree.map(lambda *each: np.concatenate(each)[: len(prompts.tokens)], *columns)
+    return check_finite(result, prompts)
+
+
+_read_out, _scale_parts = dispatch.jit(read_out), dispatch.jit(scale_parts)
+
+
+@dispatch.jit
+def _layer_parts(block: Block, run: CleanLayer, direction: Float[Array, "B D"]) -> LayerParts:
+    attention = block.attn
+    weights = attention.W_O[...], attention.b_O[...]
+    return layer_parts(run.z, run.before, run.after, *weights, direction, block.config.precision)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitAttribution(Asked):
+    """Direct logit attribution of the answer and, where there are distractors, of the difference."""
+
+    kind = "logit_attribution"
+    streams = True
+
+    def reads(self, data: Data) -> frozenset[str]:
+        return super().reads(data) | {"compute.stream"}
+
+    def check(self, study: Study, before: Coordinates) -> Coordinates:
+        return {("logit_attribution", task) for task in self.tasks(study)}
+
+    def cost(self, study: Study, machine: Machine) -> Cost:
+        batch = study.task_batch(self.prompts)
+        prompts = costs.chunked(study, batch.tokens, machine.copies)
+        return costs.logit_attribution(study.config, prompts, len(_metrics(batch)), costs.itemsize(study))
+
+    def run(self, study: Study, work: Work) -> Result:
+        batch = study.task_batch(self.prompts)
+        sweep = (
+            partial(streamed_logit_attribution, study.layered())
+            if study.compute.stream
+            else partial(logit_attribution, study.model, remember=work.remember)
+        )
+        grids = []
+        for metric in _metrics(batch):
+            found = sweep(batch, metric=metric, batch_size=study.compute.batch_size, track=work.track)
+            grids += effect_grids(study, batch, "logit_attribution", found.heads, metric, found.logit)
+        return Result(GridSet(tuple(grids)))
+
+    def draw(self, name: str, found: Result, report: Report, directory: Path) -> list[Path]:
+        return draw_effects(self, name, found, report, directory)
+
+
+def _metrics(batch: PromptBatch) -> tuple[str, ...]:
+    return ("logit",) if batch.distractors is None else ("logit", "logit_diff")

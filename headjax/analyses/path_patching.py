@@ -12,16 +12,21 @@ Component Reuse Across Tasks in Transformer Language Models".
     path_patching(receivers=...)   to the receivers, through MLPs too
 """
 
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
+from headjax.analyses.base import Asked, Coordinates
 from headjax.axes import Head
 from headjax.config import ModelConfig
 from headjax.data.prompts import PromptBatch
-from headjax.engine.batches import Remember, Track, check_prompts, compute_anew, map_prompts, untracked
+from headjax.engine.batches import Remember, Track, Work, check_prompts, compute_anew, map_prompts, untracked
 from headjax.engine.mesh import WHOLE, model_mesh, spread
 from headjax.engine.path_step import (
     PREFILL_SPECS,
@@ -37,11 +42,20 @@ from headjax.engine.path_step import (
 from headjax.engine.variant_step import Positions
 from headjax.engine.variants import Split, sweep_variants
 from headjax.errors import InputError
+from headjax.grid import GridSet, HeadGrid
 from headjax.model import Transformer
 from headjax.model.edits import check_head
+from headjax.options import Words, option
+from headjax.report.drawing import chosen_grids, figure_path, signed_map
+from headjax.report.options import Report
+from headjax.result import Result
+from headjax.study import Data, Study
+
+MOST_TASKS = 4  # that a figure has in a row
+_log = logging.getLogger(__name__)
 
 INPUTS = {"q": "query", "k": "key", "v": "value"}
-PERCENT = "percent_of_gap"  # what a grid calls the metric of `PathPatching.percent`
+PERCENT = "percent_of_gap"  # what a grid calls the metric of `PatchedPaths.percent`
 
 
 class Receiver(NamedTuple):
@@ -62,7 +76,7 @@ class Receiver(NamedTuple):
         return cls(Head.parse(head), letter)
 
 
-class PathPatching(NamedTuple):
+class PatchedPaths(NamedTuple):
     """Logit differences, answer minus distractor: of both kinds of prompt and with each sender patched.
 
     Attributes:
@@ -102,7 +116,7 @@ def direct_effects(
     batch_size: int = 64,
     track: Track = untracked,
     remember: Remember = compute_anew,
-) -> PathPatching:
+) -> PatchedPaths:
     """Every head's effect on the logits by what it writes at the last position, and by nothing that follows.
 
     The head's change is added to the last residual, whose norm is computed anew; other heads and all MLPs
@@ -127,7 +141,7 @@ def path_patching(
     variant_batch: int | None = None,
     track: Track = untracked,
     remember: Remember = compute_anew,
-) -> PathPatching:
+) -> PatchedPaths:
     """Every head's effect along its paths to the receivers, or with none to the logits.
 
     All receivers are patched together, as in the paper; a sender that none of them is above has no effect.
@@ -211,9 +225,159 @@ def _finite(
     clean: Float[np.ndarray, " B"],
     corrupted: Float[np.ndarray, " B"],
     patched: Float[np.ndarray, "L H B"],
-) -> PathPatching:
+) -> PatchedPaths:
     finite = np.isfinite(clean) & np.isfinite(corrupted) & np.isfinite(patched).all(axis=(0, 1))
     if not finite.all():
         name = prompts.prompts[int(np.argmin(finite))].name
         raise InputError(f"logits must be finite numbers; {name} gives NaN or infinity")
-    return PathPatching(clean, corrupted, patched)
+    return PatchedPaths(clean, corrupted, patched)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patched(Asked):
+    """An analysis that patches paths, of one task after the other.
+
+    A task that the model does not do (its logit difference is no greater on clean prompts than on corrupted
+    ones) has no percent: it is left out, and said.
+
+    Attributes:
+      positions: where the senders' outputs are the corrupted ones; "last" or "all".
+    """
+
+    positions: str = option("last", choices=("last", "all"))
+
+    def reads(self, data: Data) -> frozenset[str]:
+        return super().reads(data) | {"compute.variant_batch"}
+
+    def batches(self, study: Study) -> Sequence[PromptBatch]:
+        return tuple(study.twin_batches(self.prompts).values())
+
+    def clean_sets(self, study: Study) -> Sequence[tuple[str, PromptBatch]]:
+        # Prompts that are named all have partners: they are the task's own.
+        name = "task" if study.prompt_sets(self.prompts) else "with_partners"
+        sets = []
+        for batch in self.batches(study):
+            sets.append((name, batch))
+            if batch.corrupted is not None:
+                sets.append(("corrupted", replace(batch, tokens=batch.corrupted)))
+        return sets
+
+    def tasks(self, study: Study) -> tuple[str, ...]:
+        """Those of its prompts. Raises InputError for prompts without distractors and corrupted partners."""
+        for batch in self.batches(study):
+            _arrays(batch)
+        return tuple(study.twin_batches(self.prompts))
+
+    def done_tasks(self, study: Study, work: Work) -> Iterator[tuple[str, PromptBatch, PatchedPaths]]:
+        """(task, its prompts, its direct effects) of every task that the model does."""
+        n_done, how = 0, {"batch_size": study.compute.batch_size, "track": work.track}
+        for task, batch in study.twin_batches(self.prompts).items():
+            direct = direct_effects(study.model, batch, **how, remember=_of_task(work.remember, task))
+            if direct.gap > 0:
+                n_done += 1
+                yield task, batch, direct
+            else:
+                _log.warning(
+                    "%s does not do %s, left out: logit difference %.3g on prompts, %.3g on corrupted ones",
+                    *(study.display_name, task, np.mean(direct.clean), np.mean(direct.corrupted)),
+                )
+        if not n_done:
+            tasks = ", ".join(study.twin_batches(self.prompts))
+            raise InputError(
+                f"path patching needs a task that {study.display_name} does; it does none of {tasks}"
+            )
+
+    def patch(
+        self, study: Study, work: Work, batch: PromptBatch, receivers: tuple[Receiver, ...]
+    ) -> PatchedPaths:
+        """Every head's effect along its paths to the receivers, or with none to the logits."""
+        return path_patching(
+            study.model,
+            batch,
+            receivers,
+            positions=self.positions,
+            batch_size=study.compute.batch_size,
+            variant_batch=study.compute.variant_batch,
+            track=work.track,
+            remember=_of_task(work.remember, batch.prompts[0].relation),
+        )
+
+    def percent_grid(
+        self, study: Study, task: str, kind: str, percent: Float[np.ndarray, "L H B"], direct: PatchedPaths
+    ) -> HeadGrid:
+        """A grid of percents of the gap."""
+        samples = np.moveaxis(percent, 2, 0)
+        return study.mean_grid(task, kind, samples, PERCENT, direct.clean, positions=self.positions)
+
+    def draw(self, name: str, found: Result, report: Report, directory: Path) -> list[Path]:
+        files, grids = [], found.grids.select(analysis=name)
+        for model in grids.values("model"):
+            for kind in grids.select(model=model).values("kind"):
+                own = grids.select(model=model, kind=kind)
+                # A few tasks are all drawn, as they were named.
+                chosen = own.grids if len(own) <= MOST_TASKS else chosen_grids(own, report)
+                path = figure_path(directory, self.stem(name, f"{kind}_{PERCENT}"), chosen)
+                label = "Percent of the gap, clean to corrupted"
+                files += signed_map(chosen, label, f", {path_name(kind)}", path, report)
+        return files
+
+
+@dataclass(frozen=True, kw_only=True)
+class PathPatching(Patched):
+    """Paths to the logits, past MLPs (direct) and through them, and to the receivers, input by input.
+
+    Attributes:
+      receivers: inputs of heads into which paths are patched, like `L9H6.q`; those with the same letter (q, k
+        or v) together.
+    """
+
+    kind = "path_patching"
+    receivers: Words = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for receiver in map(Receiver.parse, self.receivers):
+            if receiver.input in "kv" and self.positions == "last":
+                rule = "keys and values of earlier positions change only with positions='all'"
+                raise InputError(f"{rule}; got the receiver {receiver} and positions='last'")
+        if self.positions == "all" and not self.receivers:
+            # Paths to the logits end at the last position, and no head moves anything there.
+            raise InputError("field 'positions' has an effect where there are receivers; got positions='all'")
+
+    def check(self, study: Study, before: Coordinates) -> Coordinates:
+        receivers = tuple(map(Receiver.parse, self.receivers))
+        for receiver in receivers:
+            check_head(receiver.head, study.config)
+        kinds = ["path_direct", "path_logits"]
+        for letter, name in INPUTS.items():
+            into = [receiver for receiver in receivers if receiver.input == letter]
+            if into and all(receiver.head.layer == 0 for receiver in into):
+                rule = "a receiver must be above layer 0, so that a head can send to it"
+                raise InputError(f"{rule}; got {into[0]}")
+            kinds += [f"path_{name}"] * bool(into)
+        return {(kind, task) for kind in kinds for task in self.tasks(study)}
+
+    def run(self, study: Study, work: Work) -> Result:
+        receivers = tuple(map(Receiver.parse, self.receivers))
+        grids = []
+        for task, batch, direct in self.done_tasks(study, work):
+            found = {"path_direct": direct, "path_logits": self.patch(study, work, batch, ())}
+            for letter, name in INPUTS.items():
+                into = tuple(receiver for receiver in receivers if receiver.input == letter)
+                if into:
+                    found[f"path_{name}"] = self.patch(study, work, batch, into)
+            for kind, one in found.items():
+                grids.append(self.percent_grid(study, task, kind, one.percent(), direct))
+        return Result(GridSet(tuple(grids)))
+
+
+def path_name(kind: str) -> str:
+    """What a kind of path patching is called: "direct", "to the logits", "stage 2, to query inputs"."""
+    *stage, into = kind.split("_")[1:]
+    to = {"direct": "direct", "logits": "to the logits"}.get(into, f"to {into} inputs")
+    return ", ".join([*(f"stage {number}" for number in stage), to])
+
+
+def _of_task(remember: Remember, task: str) -> Remember:
+    """The memory of one task: every task asks for the same names."""
+    return lambda name, compute: remember(f"{task}, {name}", compute)

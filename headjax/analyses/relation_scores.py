@@ -10,8 +10,8 @@ layer are one compiled call, the same for every layer. On a mesh the heads are d
 of several layers at once where the heads of one do not divide evenly, and no device waits for another.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
 from math import gcd
@@ -27,19 +27,36 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Bool, Float, Int
 
+from headjax import costs, figures
+from headjax.analyses.base import (
+    DEVICES,
+    MAPS,
+    RELATIONS,
+    WEIGHTS,
+    Analysis,
+    Coordinates,
+    check_top_k,
+    hit_fields,
+)
+from headjax.circuits.tables import circuit_for, with_prediction
 from headjax.config import ModelConfig
+from headjax.costs import Cost, Machine
+from headjax.data.hit_rule import HitRule
 from headjax.data.prompts import TokenPairs
-from headjax.engine.batches import Remember, compute_anew
-from headjax.engine.hits import Stage, relation_hits, screening_stages
+from headjax.engine.batches import Remember, Work, compute_anew
+from headjax.engine.hits import Stage, relation_hits, screening_stages, token_rows
 from headjax.engine.mesh import WHOLE, fetch, place
 from headjax.errors import InputError
+from headjax.grid import SUPPRESSION, GridSet
 from headjax.inputs import check_ids
-from headjax.model import Transformer, first_mlp
-from headjax.parameters import converted as checkpoint
-from headjax.parameters.read_ahead import read_ahead
+from headjax.model import first_mlp
+from headjax.parameters import Parameters, TokenRows, each_layer, unembedding
+from headjax.report.drawing import chosen_grids, figure_path
+from headjax.report.options import Report
+from headjax.result import Result
+from headjax.study import Data, Study
 from kernels import dispatch
 
-COPYING = ("copying", "name_copying")
 LAYER = ("blocks.attn.W_V", "blocks.attn.W_O")
 FIRST_MLP = (
     *("blocks.ln2.scale", "blocks.ln2.bias", "blocks.mlp.W_in", "blocks.mlp.b_in"),
@@ -51,81 +68,45 @@ FIRST_MLP = (
 Layer = tuple[Float[Array | np.ndarray, "D G K"], Float[Array | np.ndarray, "H K D"]]
 
 
-class HitRule(NamedTuple):
-    """What counts as a hit: the k of ordinary relations and of copying ones, and where x_s comes from."""
-
-    top_k: int
-    top_k_copying: int
-    first_mlp: bool
-
-    def k(self, relation: str) -> int:
-        """The k of a relation, by its id."""
-        return self.top_k_copying if relation in COPYING else self.top_k
-
-
-# How a published model's name begins -> the rule of its published scores; the first that fits.
-PUBLISHED_RULES = (
-    (r"llama-3\.1-70b", HitRule(top_k=25, top_k_copying=3, first_mlp=False)),
-    (r"llama-3(\.\d)?", HitRule(top_k=25, top_k_copying=3, first_mlp=True)),
-    (r".*", HitRule(top_k=10, top_k_copying=1, first_mlp=True)),
-)
-
-
-def published_rule(model: str) -> HitRule:
-    """The rule that the published scores of a model were made with, by its alias, Hugging Face id or name.
-
-    Llama 3 has larger k for its larger vocabulary; 3.1's 70B takes W_E[s] itself in every layer. Every other
-    model has the first rule that was published, whatever its sizes: "meta-llama/Meta-Llama-3.1-8B",
-    "llama-3.1-8b" and "Llama-3.1 8B Instruct" are one of the former, a model called "my-model" is not.
-    """
-    name = model.lower().rstrip("/").split("/")[-1].replace(" ", "-").removeprefix("meta-")
-    return next(rule for start, rule in PUBLISHED_RULES if re.match(rf"({start})([-@]|$)", name))
-
-
 class Weights(NamedTuple):
     """All that static scores need of a model.
 
     Attributes:
-      embedding: x_s of layer 0. It is only ever indexed with token ids [N], for [N D], so it may be
-        anything that reads rows.
+      embedding: x_s of layer 0. It is only ever indexed with token ids, so it may be anything that reads
+        rows, [N] ids for [N D].
       first_mlp: x_s of the later layers from that of layer 0.
       unembed: [V D], one row a token; as stored, or the bits of bfloat16 (`headjax.engine.hits.token_rows`).
       layers: W_V [D G K] and W_O [H K D] of every layer, in order.
     """
 
-    embedding: Float[Array, "V D"]
+    embedding: TokenRows | Float[Array, "V D"]
     first_mlp: Callable[[Float[Array, "N D"]], Float[Array, "N D"]]
     unembed: Float[Array, "V D"]
     layers: Iterator[Layer]
 
 
-class RelationScores(NamedTuple):
+class HitShares(NamedTuple):
     """Shares of hits between 0 and 1, in the order of the relations given."""
 
     plain: Float[np.ndarray, "R L H"]
     suppression: Float[np.ndarray, "R L H"]
 
 
-def model_weights(model: Transformer) -> Weights:
-    """The weights of a model in memory."""
-    attn, config = model.blocks.attn, model.config
-    block = jax.tree.map(lambda leaf: leaf[0], model.blocks)
-    layers = ((attn.W_V[layer], attn.W_O[layer]) for layer in range(config.n_layers))
-    return Weights(model.W_E, lambda x: block.mlp(block.ln2(x)), model.unembed_rows, layers)
+def relation_weights(parameters: Parameters) -> Weights:
+    """What static scores need of a model, read when it is needed: of everything else nothing is read.
 
-
-def checkpoint_weights(directory: Path, config: ModelConfig) -> Weights:
-    """The weights of a converted checkpoint, read when they are needed; all others stay on disk."""
-    read = partial(checkpoint.read_layer, directory)
-    outer = ("embed.W_E",) if config.tied_embeddings else ("embed.W_E", "unembed.rows")
-    outer = checkpoint.read_parameters(directory, outer)
+    W_V and W_O of each layer come in the dtype they are stored in, a layer ahead; the first block's MLP with
+    its norm only if it is asked for.
+    """
+    config = parameters.config
+    unembed = token_rows(parameters.read((unembedding(config),))[unembedding(config)])
 
     def mlp_output(x: Float[Array, "N D"]) -> Float[Array, "N D"]:
-        norm, mlp = first_mlp(config, read(0, first_mlp_names(config), dtype=jnp.float32))
+        norm, mlp = first_mlp(config, parameters.read(first_mlp_names(config), 0, jnp.float32))
         return mlp(norm(x))
 
-    layers = map(itemgetter(*LAYER), read_ahead(partial(read, names=LAYER), range(config.n_layers)))
-    return Weights(outer["embed.W_E"], mlp_output, outer.get("unembed.rows", outer["embed.W_E"]), layers)
+    layers = map(itemgetter(*LAYER), each_layer(parameters, LAYER))
+    return Weights(TokenRows(parameters, "embed.W_E"), mlp_output, unembed, layers)
 
 
 def first_mlp_names(config: ModelConfig) -> tuple[str, ...]:
@@ -145,7 +126,7 @@ def relation_scores(
     mesh: Mesh | None = None,
     track: Callable[[Iterable], Iterable] = iter,
     remember: Remember = compute_anew,
-) -> RelationScores:
+) -> HitShares:
     """Plain and suppression scores of every head for every relation.
 
     Args:
@@ -189,7 +170,7 @@ def relation_scores(
         hits += np.split(counts, len(layers), axis=2)
     counts = np.bincount(relation, minlength=len(pairs))[None, :, None, None]
     shares = np.stack(hits, axis=2) / counts  # [plain or suppression, R, L, H]
-    return RelationScores(*shares.astype(np.float32))
+    return HitShares(*shares.astype(np.float32))
 
 
 def _blocks(layers: Iterator[Layer], mesh: Mesh | None) -> Iterator[list[Layer]]:
@@ -286,3 +267,79 @@ def head_queries(
     values = jnp.einsum("nd,gdk->gnk", x, W_V.astype(jnp.float32), precision=precision)
     # Query head h reads key/value head h // (H / G).
     return jnp.repeat(values, n_heads // len(W_V), axis=0)[:, source]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelationScores(Analysis):
+    """Static relation scores and suppression, read off the weights a layer at a time; no forward pass."""
+
+    kind = "relation_scores"
+    streams = True
+
+    def reads(self, data: Data) -> frozenset[str]:
+        shown = MAPS | {"report.count_suppression"}
+        return RELATIONS | hit_fields(data) | WEIGHTS | DEVICES | shown | {"data.first_mlp"}
+
+    def needs_model(self, study: Study) -> bool:
+        return False
+
+    def check(self, study: Study, before: Coordinates) -> Coordinates:
+        check_top_k(study)
+        kinds = ("static", "static" + SUPPRESSION)
+        return {(kind, pairs.relation.id) for kind in kinds for pairs in study.pairs}
+
+    def cost(self, study: Study, machine: Machine) -> Cost:
+        sources, targets = (
+            np.concatenate([getattr(pairs, side) for pairs in study.pairs]) for side in ("sources", "targets")
+        )
+        sizes = (len(targets), len(np.unique(sources)), len(np.unique(targets)))
+        return costs.relation_scores(study.config, *sizes, study.rule.first_mlp, machine.platform)
+
+    def run(self, study: Study, work: Work) -> Result:
+        scores = relation_scores(
+            relation_weights(study.parameters),
+            study.pairs,
+            study.rule,
+            precision=study.compute.precision,
+            implementation=study.compute.implementation,
+            seed=study.seed,
+            vocab_size=study.vocab_size,
+            mesh=study.mesh,
+            track=lambda layers: work.track(layers, study.config.n_layers, "relation scores"),
+            remember=work.remember,
+        )
+        kinds = (("static", scores.plain), ("static" + SUPPRESSION, scores.suppression))
+        grids = (
+            study.grid(pairs.relation.id, kind, grid[r], len(pairs.words))
+            for kind, grid in kinds
+            for r, pairs in enumerate(study.pairs)
+        )
+        return Result(GridSet(tuple(grids)))
+
+    def draw(self, name: str, found: Result, report: Report, directory: Path) -> list[Path]:
+        """The map of head categories over all models, and the chosen relations of each with marks."""
+        grids = found.grids.select(analysis=name)
+        files = [
+            *figures.category_map(
+                grids,
+                directory / self.stem(name, "category_map"),
+                threshold=report.threshold,
+                count_suppression=report.count_suppression,
+                origin=report.origin,
+            )
+        ]
+        for model in grids.values("model"):
+            chosen = chosen_grids(grids.select(model=model, kind="static"), report)
+            circuits = [circuit_for(grid.model, grid.relation, report, found) for grid in chosen]
+            marked = [
+                circuit and with_prediction(circuit, grid)
+                for circuit, grid in zip(circuits, chosen, strict=True)
+            ]
+            files += figures.relation_heat_map(
+                chosen,
+                figure_path(directory, self.stem(name, "relations"), chosen),
+                circuits=marked if any(circuits) or report.circuits else None,
+                orientation=report.orientation,
+                origin=report.origin,
+            )
+        return files

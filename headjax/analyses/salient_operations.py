@@ -10,7 +10,9 @@ are merged with the best so far: nothing of the size V x V, or V for every head,
 sorted.
 """
 
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
 
@@ -20,9 +22,19 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from headjax.analyses.relation_scores import Weights
+from headjax.analyses.base import WEIGHTS, Analysis, Coordinates
+from headjax.analyses.relation_scores import Weights, relation_weights
 from headjax.axes import Head
+from headjax.data.prompts import token_text
+from headjax.engine.batches import Work
 from headjax.errors import InputError
+from headjax.model.edits import check_head
+from headjax.options import Words, option
+from headjax.report.markdown import markdown_code, markdown_text
+from headjax.report.options import Report
+from headjax.report.table import Page, Table
+from headjax.result import Result
+from headjax.study import Data, Study
 from kernels import dispatch
 
 TILE = 4096  # tokens at a time
@@ -50,7 +62,7 @@ def salient_operations(
     """Salient tokens of every head, or of the given ones, in (layer, head) order.
 
     Args:
-      weights: as `relation_scores.checkpoint_weights` reads them, a layer at a time.
+      weights: as `relation_scores.relation_weights` reads them, a layer at a time.
       n_tokens, n_mapped: how many salient tokens a head, and how many tokens each is mapped to.
       first_mlp: whether x_s of later layers passes through the first MLP.
       vocab_size: rows of the embedding from here on are padding and stand for no token.
@@ -165,3 +177,88 @@ def _layer_best(
     mapped = _stream(lambda rows: product("rd,td->rt", written, rows), unembed, len(written), n_mapped)
     tokens, mapped_tokens = x.tokens.ravel()[salient.places], unembed.tokens.ravel()[mapped.places]
     return tokens, salient.values, mapped_tokens.reshape(n_heads, n_tokens, n_mapped)
+
+
+class SalientRow(NamedTuple):
+    """A head, one of its salient tokens, its amplification, and the tokens it is mapped to, best first."""
+
+    model: str
+    head: str
+    token: str
+    amplification: float
+    mapped: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SalientOperations(Analysis):
+    """The tokens that each head amplifies most, and what it maps them to.
+
+    Attributes:
+      heads: of which heads (`L9H6,L10H0`); empty means all.
+      n_tokens: how many tokens of each; n_mapped: how many tokens each is mapped to.
+    """
+
+    kind = "salient_operations"
+    heads: Words = ()
+    n_tokens: int = option(15, least=1)
+    n_mapped: int = option(5, least=1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for label in self.heads:
+            Head.parse(label)
+
+    def reads(self, data: Data) -> frozenset[str]:
+        return WEIGHTS | {"data.first_mlp"}
+
+    def check(self, study: Study, before: Coordinates) -> Coordinates:
+        for label in self.heads:
+            check_head(Head.parse(label), study.config)
+        return set()
+
+    def run(self, study: Study, work: Work) -> Result:
+        found = salient_operations(
+            relation_weights(study.parameters),
+            heads=[Head.parse(label) for label in self.heads],
+            n_tokens=self.n_tokens,
+            n_mapped=self.n_mapped,
+            first_mlp=study.rule.first_mlp,
+            vocab_size=study.vocab_size,
+            precision=study.compute.precision,
+            track=lambda layers: work.track(layers, study.config.n_layers, "salient operations"),
+        )
+
+        def text(token: int) -> str:
+            return token_text(study.tokenizer, int(token))
+
+        rows = (
+            SalientRow(
+                study.display_name, str(head), text(token), float(amplification), tuple(map(text, mapped))
+            )
+            for head, salient in found.items()
+            for token, amplification, mapped in zip(*salient, strict=True)
+        )
+        return Result(tables={"salient_operations": tuple(rows)})
+
+    def tables(self, name: str, found: Result, report: Report) -> list[Table | Page]:
+        """As JSON, and as a page to read."""
+        stem, models = self.stem(name, "salient_operations"), {}
+        for row in found.tables.get(stem, ()):
+            tokens = models.setdefault(row.model, {}).setdefault(row.head, [])
+            tokens.append({"token": row.token, "amplification": row.amplification, "mapped": row.mapped})
+        content = json.dumps(models, indent=1, ensure_ascii=False)
+        return [Page(f"{stem}.json", content), Page(f"{stem}.md", salient_page(models))] if models else []
+
+
+def salient_page(models: Mapping[str, Mapping[str, list[dict]]]) -> str:
+    """Model -> head -> its tokens as a Markdown page: a table a head."""
+    lines = ["# Salient operations", ""]
+    lines.append("The tokens whose norm a head's W_V W_O amplifies most, and what each is mapped to.")
+    for model, heads in models.items():
+        lines += ["", f"## {markdown_text(model)}"]
+        for head, tokens in heads.items():
+            lines += ["", f"### {head}", "", "| token | amplified | mapped to |", "|---|---|---|"]
+            for one in tokens:
+                mapped = ", ".join(map(markdown_code, one["mapped"]))
+                lines.append(f"| {markdown_code(one['token'])} | {one['amplification']:.3g} | {mapped} |")
+    return "\n".join(lines) + "\n"

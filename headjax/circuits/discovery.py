@@ -27,7 +27,7 @@ from headjax.stats import bounded_p
 
 DIRECT = "direct"
 N_ERRORS = 2.0  # standard errors by which an effect must be beyond the least one
-# For receivers, or with none for the logits: the percent of every prompt (`PathPatching.percent`).
+# For receivers, or with none for the logits: the percent of every prompt (`PatchedPaths.percent`).
 MeasurePaths = Callable[[tuple[Receiver, ...]], Float[np.ndarray, "L H B"]]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from headjax.axes import Head
 from headjax.errors import InputError, shown
-from headjax.io import atomic_write, parse_json, read_text
+from headjax.io import parse_json, read_text
 
 # What a file of marks may hold: more heads than any model has, in any spelling.
 MAX_HEADS = 20_000
@@ -128,11 +128,10 @@ def read_circuit(path: str | Path) -> Circuit:
     return _marks(content, str(path), legend)
 
 
-def write_circuit(circuit: Circuit, path: str | Path) -> None:
-    """Writes a circuit as a JSON file of marks, which `read_circuit` reads."""
+def circuit_text(circuit: Circuit) -> str:
+    """A circuit as the JSON of a file of marks, which `read_circuit` reads."""
     roles = {role: [str(head) for head in heads] for role, heads in circuit.roles.items()}
-    with atomic_write(path) as file:
-        json.dump({"legend": circuit.legend, **roles}, file, indent=1)
+    return json.dumps({"legend": circuit.legend, **roles}, indent=1)
 
 
 def _marks(roles: Mapping[str, object], origin: str, legend: str) -> Circuit:

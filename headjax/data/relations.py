@@ -78,12 +78,24 @@ MAX_NAME = 100  # characters of an id: figures are named after it and more
 
 @dataclass(frozen=True)
 class Relation:
-    """One relation: source words and the target word of each; no source occurs twice."""
+    """One relation: source words and the target word of each; no source occurs twice.
+
+        Relation("country_to_currency", [("Japan", "yen"), ("India", "rupee")])
+
+    `name` is its display name, made from the id if not given. Raises InputError for what is no pair of words.
+    """
 
     id: str
-    name: str
-    category: str
     pairs: tuple[tuple[str, str], ...]
+    name: str = ""
+    category: str = "Custom"
+
+    def __post_init__(self):
+        if not isinstance(self.pairs, list | tuple) or not all(map(_is_pair, self.pairs)):
+            raise InputError(f"{self.id}: pairs must be (source, target) words; got {shown(self.pairs)}")
+        object.__setattr__(self, "pairs", tuple((source, target) for source, target in self.pairs))
+        if not self.name:
+            object.__setattr__(self, "name", self.id.replace("_", " ").capitalize())
 
 
 def load_relations(ids: Sequence[str] | None = None, directory: Path | None = None) -> tuple[Relation, ...]:
@@ -166,7 +178,7 @@ def _parse(text: bytes, file: str, default_id: str) -> Relation:
         default_name, default_category = built_in.name, built_in.category
     name = _read_name(fields, "name", default_name, file)
     category = _read_name(fields, "category", default_category, file)
-    return Relation(id, name, category, _read_pairs(fields["pairs"], file))
+    return Relation(id, _read_pairs(fields["pairs"], file), name, category)
 
 
 def _read_name(fields: dict, field: str, default: str, file: str) -> str:
@@ -187,6 +199,12 @@ def _read_pairs(entries: list, file: str) -> tuple[tuple[str, str], ...]:
     if doubled := _doubled(source for source, _ in pairs):
         raise InputError(f"{file}: a source has one target; given more often: {doubled}")
     return pairs
+
+
+def _is_pair(value: object) -> bool:
+    return (
+        isinstance(value, list | tuple) and len(value) == 2 and all(isinstance(word, str) for word in value)
+    )
 
 
 def _is_text(value: object) -> bool:

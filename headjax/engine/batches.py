@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,6 +17,7 @@ from headjax.engine.mesh import DATA_AXIS, ROWS, data_parts, fetch, model_mesh, 
 from headjax.errors import InputError, shown
 from headjax.inputs import as_array, check_ids, check_options, check_tokens
 from headjax.model import Transformer
+from headjax.result import Result
 
 # track(items, total, label) -> items, showing on the way how far it is; `untracked` shows nothing.
 Track = Callable[..., Iterable]
@@ -37,6 +38,19 @@ Remember = Callable[[str, Callable[[], Any]], Any]
 def compute_anew(name: str, compute: Callable[[], Any]) -> Any:
     """What `compute` gives now."""
     return compute()
+
+
+class Work(NamedTuple):
+    """What whoever runs an analysis lends it.
+
+    Attributes:
+      earlier: what analyses before it gave for all models.
+      track, remember: see above.
+    """
+
+    earlier: Result = Result()
+    track: Track = untracked
+    remember: Remember = compute_anew
 
 
 def prompt_chunks(n_prompts: int, batch_size: int, parts: int = 1) -> list[Int[np.ndarray, " rows"]]:

@@ -6,6 +6,7 @@ token's logit compared with itself is equal. Where the model's config names a fu
 on the chip.
 """
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -202,3 +203,9 @@ def mean_and_stderr(
     n = values.shape[-1]
     spread = values.std(axis=-1, ddof=1) if n > 1 else np.full(values.shape[:-1], np.nan, values.dtype)
     return values.mean(axis=-1), spread / np.sqrt(n, dtype=values.dtype)
+
+
+def mean_with_error(values: Float[np.ndarray, " B"]) -> tuple[float, float | None]:
+    """Mean over the prompts and its standard error; None for a single prompt."""
+    mean, error = (float(number[0]) for number in mean_and_stderr(np.asarray(values)[None]))
+    return mean, None if math.isnan(error) else error

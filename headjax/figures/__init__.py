@@ -6,6 +6,7 @@ heads. `draw_...` functions return a matplotlib Figure, the others write it and 
 matplotlib's object interface is used: no display is needed and no state outlives a call.
 """
 
+import io
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +32,15 @@ from matplotlib.ticker import MaxNLocator
 from headjax.axes import Head
 from headjax.circuits.published import Circuit, check_fits
 from headjax.errors import InputError
-from headjax.grid import SUPPRESSION, GridSet, HeadGrid, category_count_name, category_counts, head_categories
+from headjax.grid import (
+    SUPPRESSION,
+    GridSet,
+    HeadGrid,
+    category_count_name,
+    category_counts,
+    head_categories,
+    measure,
+)
 from headjax.io import atomic_write
 from headjax.report.universality import CategoryShare, GroupSimilarity, RelationCount
 
@@ -210,6 +219,24 @@ def signed_map(
 ) -> tuple[Path, Path]:
     """Writes heat maps of numbers of either sign (attributions, ablation effects), white at 0."""
     return save_figure(draw_heat_maps(panels, True, orientation, origin), path)
+
+
+def plot_grids(grids: GridSet, orientation: str = "layer_x", origin: str = "lower") -> Figure:
+    """Grids side by side, scores from 0 to 1 and effects of either sign in their own colours.
+
+    The figure is returned, to be shown by a notebook or saved (`.savefig`). Raises InputError for grids of
+    different size, and for scores and effects in one figure.
+    """
+    signed = {measure(grid.kind).helps != 0 for grid in grids}
+    if len(signed) != 1:
+        raise InputError(
+            f"one figure shows scores or effects; got {', '.join(grids.values('kind')) or 'none'}"
+        )
+    panels = []
+    for grid in grids:
+        what = " ".join(filter(None, (grid.kind.replace("_", " "), grid.template)))
+        panels.append(Panel(grid.scores, f"{grid.model}: {grid.name}, {what}", grid.metric or "Score"))
+    return draw_heat_maps(panels, signed.pop(), orientation, origin)
 
 
 @_styled
@@ -660,7 +687,7 @@ def _sheet(
     step_x, step_y = left + panel[0] + right, above + panel[1] + below
     width = outside[0] + columns * step_x + outside[1]
     height = outside[2] + math.ceil(n / columns) * step_y + outside[3]
-    figure = Figure(figsize=(width, height))
+    figure = _ShownFigure(figsize=(width, height))
     FigureCanvasAgg(figure)
     corners = (
         (
@@ -670,6 +697,16 @@ def _sheet(
         for i in range(n)
     )
     return figure, [_add_axes(figure, (*corner, *panel)) for corner in corners]
+
+
+class _ShownFigure(Figure):
+    """A figure that a notebook shows although no display of matplotlib's is chosen."""
+
+    def _repr_png_(self) -> bytes:
+        stream = io.BytesIO()
+        with matplotlib.style.context(STYLE, after_reset=True):
+            self.savefig(stream, format="png", dpi=110)
+        return stream.getvalue()
 
 
 def _add_axes(figure: Figure, box: tuple[float, float, float, float]) -> Axes:

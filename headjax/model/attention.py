@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -83,3 +84,27 @@ class Attention(nnx.Module):
         """What the heads together write to the residual stream: their sum through W_O, plus b_O."""
         mixed = jnp.einsum("bshk,hkd->bsd", z, self.W_O[...], precision=self.config.precision)
         return mixed + jnp.expand_dims(self.b_O[...], (0, 1))
+
+
+def attention_pattern(
+    q: Float[Array, "B S H K"],
+    k: Float[Array, "B S G K"],
+    valid: Bool[Array, "B S"] | None,
+    precision: str,
+) -> Float[Array, "B H S S"]:
+    """How much each position (third axis) attends to each (last): causal softmax, float32, rows of 1.
+
+    Rows of padding that may attend to nothing are 0.
+    """
+    B, S, H, K = q.shape
+    G = k.shape[2]
+    grouped = q.reshape(B, S, G, H // G, K)  # query head h reads key/value head h // (H / G)
+    scores = jnp.einsum(
+        "bsgrk,btgk->bgrst", grouped, k, precision=precision, preferred_element_type=jnp.float32
+    )
+    allowed = jnp.tril(jnp.ones((S, S), bool))[None]
+    if valid is not None:
+        allowed = allowed & valid[:, None, :]
+    allowed = allowed[:, None, None]
+    weights = jax.nn.softmax(jnp.where(allowed, scores * K**-0.5, -1e30), axis=-1)
+    return jnp.where(allowed, weights, 0).reshape(B, H, S, S)

@@ -16,9 +16,10 @@ from jax import Array
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
-from headjax.axes import Head, HeadOutputs, Logits, Residual, TokenMask, Tokens
+from headjax.axes import Head, Logits, Residual, TokenMask, Tokens
 from headjax.config import ModelConfig
 from headjax.inputs import check_tokens
+from headjax.model.attention import attention_pattern
 from headjax.model.block import MLP, Block, Norm
 from headjax.model.edits import HeadEdit, check_edit, check_head
 
@@ -29,10 +30,16 @@ class Output(NamedTuple):
     Attributes:
       logits: [B S V], float32.
       z: [L B S H K], every head's own output before W_O, as edited; None unless asked for.
+      pattern: [L B H S S], how much each position (fourth axis) attends to each (last); None unless
+        asked for.
+      residual: [L+1 B S D], the residual stream before each layer and, last, before the final norm; None
+        unless asked for.
     """
 
     logits: Logits
     z: Float[Array, "L B S H K"] | None
+    pattern: Float[Array, "L B H S S"] | None = None
+    residual: Float[Array, "L1 B S D"] | None = None
 
 
 def mask_positions(mask: TokenMask) -> Int[Array, "B S"]:
@@ -81,7 +88,14 @@ class Transformer(nnx.Module):
         self.unembed = Unembed(config, init, rngs, dtype)
 
     def __call__(
-        self, tokens: Any, *, mask: Any = None, edit: HeadEdit | None = None, return_z: bool = False
+        self,
+        tokens: Any,
+        *,
+        mask: Any = None,
+        edit: HeadEdit | None = None,
+        return_z: bool = False,
+        return_pattern: bool = False,
+        return_residual: bool = False,
     ) -> Output:
         """Runs the model.
 
@@ -89,29 +103,43 @@ class Transformer(nnx.Module):
           tokens: [B S] token ids: an array of any library, or lists.
           mask: [B S], False on padding; pad on the left so that every prompt ends at S - 1.
           edit: what is done to the heads' outputs.
-          return_z: also return z of all layers (L x B x S x H x K numbers).
+          return_z, return_pattern, return_residual: also return these of all layers.
 
         Raises InputError for ids that the vocabulary does not have, more tokens than positions, and a mask or
         an edit that does not fit. Inside `jax.jit` values cannot be looked at: there only shapes are checked.
         """
         tokens, mask = check_tokens(tokens, mask, self.config)
         edit = None if edit is None else check_edit(edit, tokens.shape, self.config)
-        return self._run(tokens, mask, edit, return_z=bool(return_z))
+        asked = {"return_z": return_z, "return_pattern": return_pattern, "return_residual": return_residual}
+        return self._run(tokens, mask, edit, **{name: bool(value) for name, value in asked.items()})
 
-    @partial(jax.jit, static_argnames="return_z")
+    @partial(jax.jit, static_argnames=("return_z", "return_pattern", "return_residual"))
     def _run(
-        self, tokens: Tokens, mask: TokenMask | None, edit: HeadEdit | None, *, return_z: bool
+        self,
+        tokens: Tokens,
+        mask: TokenMask | None,
+        edit: HeadEdit | None,
+        *,
+        return_z: bool,
+        return_pattern: bool,
+        return_residual: bool,
     ) -> Output:
         positions = mask_positions(jnp.ones(tokens.shape, bool) if mask is None else mask)
         valid = None if mask is None else jnp.asarray(mask)
 
-        def layer(x: Residual, inputs: tuple[Block, HeadEdit | None]) -> tuple[Residual, HeadOutputs | None]:
+        def layer(x: Residual, inputs: tuple[Block, HeadEdit | None]) -> tuple[Residual, tuple]:
             block, layer_edit = inputs
-            x, z = block(x, positions, valid, layer_edit)
-            return x, z if return_z else None
+            q, k, v = block.attn.project(block.ln1(x), positions)
+            z = block.attn.attend(q, k, v, valid, layer_edit)
+            pattern = attention_pattern(q, k, valid, self.config.precision) if return_pattern else None
+            return block.finish(x, z), (z if return_z else None, pattern, x if return_residual else None)
 
-        x, z = jax.lax.scan(layer, self.embed(tokens, positions), (self.blocks, edit))
-        return Output(self.logits(x), z)
+        final, (z, pattern, residual) = jax.lax.scan(
+            layer, self.embed(tokens, positions), (self.blocks, edit)
+        )
+        if residual is not None:
+            residual = jnp.concatenate([residual, final[None]])
+        return Output(self.logits(final), z, pattern, residual)
 
     def logits(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
         """Final norm and unembedding of a residual; float32 whatever the parameters are."""

@@ -265,6 +265,26 @@ def read_layer(
     return {name: jnp.asarray(array.astype(dtype or array.dtype)) for name, array in arrays.items()}
 
 
+class Converted:
+    """The parameters of a converted checkpoint (see `headjax.parameters.Parameters`)."""
+
+    def __init__(self, directory: Path, config: ModelConfig | None = None):
+        """`config` is the checkpoint's own unless it is given with other settings of how to compute."""
+        self._directory = directory
+        self.config = read_config(directory) if config is None else config
+        self.provenance = read_provenance(directory)
+
+    def read(
+        self, names: Iterable[str], layer: int | None = None, dtype: DTypeLike | None = None
+    ) -> dict[str, Array]:
+        if layer is None:
+            return read_parameters(self._directory, list(names), dtype)
+        return read_layer(self._directory, layer, list(names), dtype)
+
+    def rows(self, name: str, ids: Int[np.ndarray, "..."]) -> Array:
+        return self.read((name,))[name][ids].astype(jnp.float32)
+
+
 # --- writing ------------------------------------------------------------------------------------------
 
 

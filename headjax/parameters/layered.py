@@ -1,22 +1,16 @@
-"""A model whose layers are read from disk one at a time: what runs where the model does not fit."""
+"""A model whose layers are read one at a time: what runs where the model does not fit."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array
 from jax.typing import DTypeLike
 
 from headjax.config import ModelConfig
 from headjax.model import Block, Transformer, build_model, one_block, parameter_shapes
-from headjax.parameters.converted import read_layer, read_parameters
-from headjax.parameters.read_ahead import read_ahead
-
-# read(names, layer): name -> array without the L axis; layer None: of parameters outside the layers.
-Read = Callable[[Iterable[str], int | None], dict[str, Array]]
+from headjax.parameters import Parameters, each_layer
 
 
 class LayeredModel(NamedTuple):
@@ -32,35 +26,25 @@ class LayeredModel(NamedTuple):
     layers: Callable[[], Iterator[Block]]
 
 
-def layered_model(config: ModelConfig, read: Read) -> LayeredModel:
-    """A model around a function that reads parameters."""
-    outer_config = dataclasses.replace(config, n_layers=0)
-    of_layers = {name for name in parameter_shapes(config) if name.startswith("blocks.")}
-    outer = read([name for name in parameter_shapes(config) if name not in of_layers], None)
-    dtype = outer["embed.W_E"].dtype
-    none = {name: jnp.zeros(parameter_shapes(outer_config)[name], dtype) for name in of_layers}
-    return LayeredModel(
-        config, build_model(outer_config, outer | none), partial(_layers, config, read, sorted(of_layers))
-    )
-
-
-def _layers(config: ModelConfig, read: Read, names: list[str]) -> Iterator[Block]:
-    for parameters in read_ahead(partial(read, names), range(config.n_layers)):
-        block = one_block(config, parameters)
-        del parameters
-        yield block
-        del block
-
-
-def layered_checkpoint(directory: Path, config: ModelConfig, dtype: DTypeLike) -> LayeredModel:
-    """A converted checkpoint that is read layer by layer.
+def layered_model(parameters: Parameters, dtype: DTypeLike | None = None) -> LayeredModel:
+    """A model around parameters that are read when a layer's turn comes, in `dtype` or as stored.
 
     Reading raises InputError where a file is missing or damaged.
     """
+    config = parameters.config
+    outer_config = dataclasses.replace(config, n_layers=0)
+    of_layers = sorted(name for name in parameter_shapes(config) if name.startswith("blocks."))
+    outer = parameters.read([name for name in parameter_shapes(config) if name not in of_layers], None, dtype)
+    own = outer["embed.W_E"].dtype
+    none = {name: jnp.zeros(parameter_shapes(outer_config)[name], own) for name in of_layers}
+    return LayeredModel(
+        config, build_model(outer_config, outer | none), partial(_blocks, parameters, of_layers, dtype)
+    )
 
-    def read(names: Iterable[str], layer: int | None) -> dict[str, Array]:
-        if layer is None:
-            return read_parameters(directory, list(names), dtype)
-        return read_layer(directory, layer, list(names), dtype)
 
-    return layered_model(config, read)
+def _blocks(parameters: Parameters, names: list[str], dtype: DTypeLike | None) -> Iterator[Block]:
+    for arrays in each_layer(parameters, names, dtype):
+        block = one_block(parameters.config, arrays)
+        del arrays
+        yield block
+        del block

@@ -9,14 +9,13 @@ either: read a p-value as a measure of strength, not as a probability.)
 
 import re
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from headjax.grid import SUPPRESSION, GridSet
-from headjax.report.summary import aligned, save_rows
+from headjax.report.table import aligned
 from headjax.stats import p_text, pearson
 
 
@@ -81,11 +80,6 @@ def correlate(
     r, _ = pearson(np.tile(static.ravel(), len(dynamic)), np.ravel(dynamic))
     _, p = pearson(static, np.mean(dynamic, axis=0, dtype=np.float64))
     return r, p
-
-
-def save_correlations(rows: Sequence[Correlation], path: str | Path) -> None:
-    """Writes correlations.csv."""
-    save_rows(Correlation._fields, rows, path)
 
 
 _TITLES = (

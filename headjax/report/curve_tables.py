@@ -1,12 +1,17 @@
 """Ablation curves as tables: a row a point, and a relation a line."""
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from headjax.analyses.ablation_curves import RelationCurves
+from headjax.engine.curves import RelationCurves
+from headjax.report.table import aligned
 from headjax.stats import bootstrap_band, draws_band, wilson
+
+N_FAULTS = 3  # that are printed of the reasons why a relation has no control
 
 
 class CurveRow(NamedTuple):
@@ -21,6 +26,7 @@ class CurveRow(NamedTuple):
       head: the head removed last; empty at 0 heads and for random draws.
     """
 
+    model: str
     relation: str
     curve: str
     prompts: str
@@ -34,7 +40,7 @@ class CurveRow(NamedTuple):
     logprob_high: float
 
 
-def curve_rows(curves: RelationCurves, seed: int = 0) -> list[CurveRow]:
+def curve_rows(curves: RelationCurves, model: str, seed: int = 0) -> list[CurveRow]:
     """The table of one relation's curves; `seed` is that of the bands that are resampled."""
     lines = [("relation", curves.relation, [curves.own])]
     if curves.draws:
@@ -50,7 +56,7 @@ def curve_rows(curves: RelationCurves, seed: int = 0) -> list[CurveRow]:
         ]
         for n, label in enumerate(labels):
             numbers = (float(series[n]) for point in points for series in point)
-            rows.append(CurveRow(curves.relation, kind, prompts, n, label, *numbers))
+            rows.append(CurveRow(model, curves.relation, kind, prompts, n, label, *numbers))
     return rows
 
 
@@ -62,7 +68,7 @@ def _band(values: Float[np.ndarray, "draws m B"], shares: bool, seed: int) -> Fl
     return bootstrap_band(values[0], seed)
 
 
-class SummaryRow(NamedTuple):
+class CurveSummary(NamedTuple):
     """A relation's curves in one line: accuracies with all of its `n_heads` heads removed, and before.
 
     Attributes:
@@ -76,6 +82,7 @@ class SummaryRow(NamedTuple):
     Numbers are NaN where there are no draws or no controls.
     """
 
+    model: str
     relation: str
     n_prompts: int
     n_heads: int
@@ -95,7 +102,7 @@ class SummaryRow(NamedTuple):
     no_controls: str
 
 
-def summary_row(curves: RelationCurves) -> SummaryRow:
+def summary_row(curves: RelationCurves, model: str) -> CurveSummary:
     """The summary of one relation."""
     accuracy = curves.own.accuracy.mean(axis=1)
     draws = [curve.accuracy[-1].mean() for curve in curves.draws] or [np.nan]
@@ -104,7 +111,8 @@ def summary_row(curves: RelationCurves) -> SummaryRow:
     zeros = np.flatnonzero(accuracy == 0)
     low, high = wilson(accuracy, curves.own.accuracy.shape[1])
     faults = "; ".join(f"{other}: {fault}" for other, fault in curves.not_controls.items())
-    return SummaryRow(
+    return CurveSummary(
+        model=model,
         relation=curves.relation,
         n_prompts=curves.own.accuracy.shape[1],
         n_heads=len(curves.heads),
@@ -123,3 +131,30 @@ def summary_row(curves: RelationCurves) -> SummaryRow:
         first_zero=int(zeros[0]) if len(zeros) else None,
         no_controls="" if curves.controls else faults or "no other relation",
     )
+
+
+def curves_table(rows: Sequence[CurveSummary]) -> str:
+    """The summaries as aligned text; a dash where nothing was measured, and why there are no controls."""
+    lines = [("relation", "prompts", "heads", "base", "removed", "random", "controls", "0 from")]
+    without = []
+    for row in rows:
+        controls = f"{row.control_base:.2f} to {_spread(row.control_removed, row.control_std)}"
+        lines.append(
+            (
+                *(row.relation, str(row.n_prompts), str(row.n_heads)),
+                f"{row.base:.2f} [{row.base_low:.2f}, {row.base_high:.2f}]",
+                f"{row.removed:.2f} [{row.removed_low:.2f}, {row.removed_high:.2f}]",
+                _spread(row.random, row.random_std),
+                controls if row.controls else "-",
+                "-" if row.first_zero is None else str(row.first_zero),
+            )
+        )
+        if row.no_controls:
+            first, more = (faults := row.no_controls.split("; "))[:N_FAULTS], len(faults) - N_FAULTS
+            rest = f"; and {more} more" if more > 0 else ""
+            without.append(f"{row.relation} has no control: {'; '.join(first)}{rest}")
+    return "\n".join([aligned(lines, numbers=(1, 2, 7)), *without])
+
+
+def _spread(mean: float, deviation: float) -> str:
+    return "-" if math.isnan(mean) else f"{mean:.2f} +- {deviation:.2f}"

@@ -3,61 +3,17 @@
 And before them what the model does without any edit: every effect is to be read beside it.
 """
 
-import csv
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from headjax.axes import Head
-from headjax.engine.metrics import Metrics, mean_and_stderr
 from headjax.grid import GridSet, HeadGrid, category_count_name, category_counts, head_categories, measure
-from headjax.io import atomic_write
+from headjax.report.table import aligned
+from headjax.result import CleanRow
 from headjax.stats import wilson
-
-
-class CleanRow(NamedTuple):
-    """One row of clean.csv: how well a model does on a set of prompts with no head touched.
-
-    Attributes:
-      prompts: "task", those that are asked for the answer; "with_partners", those of them that have a
-        corrupted partner, where these are fewer; "corrupted", the partners, asked for the same answer.
-      accuracy: the share of prompts at which no token is more likely than the answer; low and high are its
-        95 % limits (Wilson).
-      logprob, logit_diff: means over the prompts and their standard errors. None where it cannot be told: a
-        single prompt has no error, and without distractors there is no difference.
-    """
-
-    model: str
-    relation: str
-    prompts: str
-    n_prompts: int
-    accuracy: float
-    accuracy_low: float
-    accuracy_high: float
-    logprob: float
-    logprob_stderr: float | None
-    logit_diff: float | None
-    logit_diff_stderr: float | None
-
-
-def clean_row(model: str, relation: str, prompts: str, metrics: Metrics) -> CleanRow:
-    """The row of these prompts' metrics, each [B]."""
-    n = len(metrics.accuracy)
-    accuracy = float(np.mean(metrics.accuracy))
-    limits = wilson(accuracy, n).tolist()
-    difference = (None, None) if metrics.logit_diff is None else mean_with_error(metrics.logit_diff)
-    return CleanRow(
-        *(model, relation, prompts, n, accuracy, *limits), *mean_with_error(metrics.logprob), *difference
-    )
-
-
-def mean_with_error(values: np.ndarray) -> tuple[float, float | None]:
-    """Mean over the prompts and its standard error; None for a single prompt."""
-    mean, error = (float(number[0]) for number in mean_and_stderr(np.asarray(values)[None]))
-    return mean, None if math.isnan(error) else error
 
 
 def clean_table(rows: Sequence[CleanRow]) -> str:
@@ -73,14 +29,6 @@ def clean_table(rows: Sequence[CleanRow]) -> str:
         for row in rows
     ]
     return aligned(lines, numbers=(3,))
-
-
-def save_rows(columns: Sequence[str], rows: Sequence[Sequence[Any]], path: str | Path) -> None:
-    """Writes a table as CSV; None is an empty cell."""
-    with atomic_write(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(columns)
-        writer.writerows(rows)
 
 
 class SummaryRow(NamedTuple):
@@ -193,11 +141,6 @@ def category_rows(
     ]
 
 
-def save_summary(rows: Sequence[SummaryRow], path: str | Path) -> None:
-    """Writes summary.csv."""
-    save_rows(SummaryRow._fields, rows, path)
-
-
 _NUMBERS = ("n_pairs", "maximum", "low", "high", "heads", "certain_heads")
 
 
@@ -229,15 +172,3 @@ def _clean_text(row: SummaryRow) -> str:
 
 def _share_text(share: float, low: float, high: float) -> str:
     return f"{share:.2f} [{low:.2f}, {high:.2f}]"
-
-
-def aligned(lines: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> str:
-    """Lines of cells as text, two spaces between columns; the columns `numbers` stand at the right."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if i in numbers else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )

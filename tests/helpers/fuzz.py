@@ -35,7 +35,6 @@ from checkpoints_convert.reader import DTYPES, open_tensors
 from experiments import draw
 from experiments.config import RunConfig, config_to_json, load_config
 from experiments.record import digests, write_record
-from headjax import zoo
 from headjax.circuits.published import read_circuit
 from headjax.config import ModelConfig, Rotary
 from headjax.data.prompt_sets import read_prompts
@@ -44,6 +43,7 @@ from headjax.data.relations import load_relations
 from headjax.errors import InputError
 from headjax.grid import GridSet, HeadGrid, load_npz, save_npz
 from headjax.model import parameter_shapes
+from headjax.parameters.cache import ensure_converted
 from headjax.parameters.converted import read_config, read_parameters, read_provenance, write_checkpoint
 from headjax.report.curve_tables import CurveRow
 from tests import tiny_tokenizers
@@ -260,7 +260,7 @@ def converted_directory(directory: Path) -> Target:
         raise AssertionError("a directory that is named is not converted")
 
     def use() -> bool:
-        found = zoo.ensure_converted(model, None, convert)
+        found = ensure_converted(model)
         read = read_parameters(found)
         return (
             (read_config(found), read_provenance(found)) == (config, provenance)

@@ -15,16 +15,16 @@ hand when this was written, so nobody has seen the numbers yet.
 """
 
 from experiments.config import RunConfig
+from headjax.report.options import Report
+from headjax.study import Data
 
 
 def get_config() -> RunConfig:
     return RunConfig(
         model="gpt2",
-        relations=("name_copying",),
+        data=Data(relations=("name_copying",), prompts="ioi", n_prompts=100),
         analyses=("relation_scores", "copy_score", "logit_attribution"),
-        prompts="ioi",
-        n_prompts=100,
-        circuits=("ioi",),
+        report=Report(circuits=("ioi",)),
         compare=("ioi_copy_scores", "ioi_direct_effects"),
         out="out/paper/ioi_copy_scores_gpt2",
     )

@@ -2,7 +2,7 @@
 
     python -m experiments.run --config experiments/configs/paper/salient_operations_gpt2_xl.py
     python -m experiments.run --config experiments/configs/paper/salient_operations_gpt2_xl.py \\
-        --config.salient_heads=all    # all 1,200 heads, 18 TFLOP
+        --config.heads=all    # all 1,200 heads, 18 TFLOP
 
 Memory: 2.6 GB at work for one layer and the vocabulary; the model is read a layer at a time.
 
@@ -15,12 +15,12 @@ kind. Nothing is compared by number. The checkpoint was not at hand when this wa
 """
 
 from experiments.config import RunConfig
+from headjax.analyses import SalientOperations
 
 
 def get_config() -> RunConfig:
     return RunConfig(
         model="gpt2-xl",
-        analyses=("salient_operations",),
-        salient_heads=("L26H2",),
+        analyses=(SalientOperations(heads=("L26H2",)),),
         out="out/paper/salient_operations_gpt2-xl",
     )

@@ -9,14 +9,18 @@ import math
 from itertools import pairwise
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from headjax.analyses.attention_patterns import PATTERNS
 from headjax.config import ModelConfig
+from headjax.engine.batches import prompt_chunks
 from headjax.engine.hits import CHUNKS, DRAWS, HELD_LOGITS, SLOTS
+from headjax.engine.mesh import PARAMETER_AXES, SPLIT_AXES
 from headjax.engine.metrics import TILE_LOGITS
-from headjax.engine.variants import numbers_per_row
+from headjax.engine.variants import HOST_BYTES, fitting_variants, numbers_per_row
+from headjax.model import parameter_shapes
+from headjax.study import Study
 
 # Shares of (head, pair) that enter each stage of screened counting (engine/hits.py), for ordinary weights:
 # a model whose heads implement many relations has more of them left.
@@ -63,6 +67,39 @@ class Cost(NamedTuple):
 
 
 NOTHING = Cost(0, 0, frozenset())
+
+
+class Machine(NamedTuple):
+    """What the plan is for.
+
+    Attributes:
+      n_devices: of which `model_parts` share each copy of the model.
+      memory: of one device, in bytes.
+      rate: FLOP/s of one device; None where nobody said.
+      platform: whose sizes of tiles and batches hold: "cpu", or "gpu" for any accelerator.
+    """
+
+    n_devices: int
+    model_parts: int
+    memory: float
+    rate: float | None
+    platform: str
+
+    @property
+    def copies(self) -> int:
+        """Of the model, each with its own prompts or variants."""
+        return self.n_devices // self.model_parts
+
+
+def parameter_bytes(config: ModelConfig, itemsize: int, parts: int) -> int:
+    """Bytes of all parameters on each device where so many share the model (headjax/engine/mesh.py)."""
+
+    def own(name: str, shape: tuple[int, ...]) -> int:
+        sizes = zip(PARAMETER_AXES[name].split(), shape, strict=True)
+        return math.prod(n // parts if axis in SPLIT_AXES and n % parts == 0 else n for axis, n in sizes)
+
+    return itemsize * sum(own(name, shape) for name, shape in parameter_shapes(config).items())
+
 
 # --- one row of one layer -----------------------------------------------------------------------------
 
@@ -186,10 +223,10 @@ def gradient_attribution(
     return Cost(metrics * chunks * there_and_back, activations, programs)
 
 
-def attention_patterns(c: ModelConfig, prompts: Prompts, itemsize: int) -> Cost:
+def attention_patterns(c: ModelConfig, prompts: Prompts, itemsize: int, n_patterns: int = 3) -> Cost:
     """analyses/attention_patterns.py: the pattern once more beside the forward pass, and its sums."""
     chunks, B, S, _ = prompts
-    pattern = c.n_layers * B * S * S * 2 * c.n_heads * (c.d_head + len(PATTERNS))
+    pattern = c.n_layers * B * S * S * 2 * c.n_heads * (c.d_head + n_patterns)
     scores = 4 * 4 * prompts.own * c.n_heads * S * S
     activations = prompts.own * S * numbers_per_row(c, S) * itemsize + scores
     flops = chunks * (forward(c, B, S) + pattern)
@@ -253,3 +290,45 @@ def relation_scores(
     held = max(first_mlp * n_matrices * D * F, two_layers) + embeddings + 2 * n_sources * D
     activations = 4 * held + hit_bytes(c, tokens, n_pairs, platform)
     return Cost(flops, activations, frozenset({("_hits_of_heads",)}))
+
+
+# --- of a study ---------------------------------------------------------------------------------------
+
+
+def itemsize(study: Study) -> int:
+    """Bytes of a number in forward passes."""
+    return jnp.dtype(study.compute.dtype).itemsize
+
+
+def chunked(study: Study, tokens: Int[np.ndarray, "B S"], copies: int) -> Prompts:
+    """Prompts as a sweep cuts them."""
+    chunks = prompt_chunks(len(tokens), study.compute.batch_size, copies)
+    return Prompts(len(chunks), len(chunks[0]), tokens.shape[1], copies)
+
+
+def ablated_variants(
+    study: Study,
+    machine: Machine,
+    tokens: Int[np.ndarray, "B S"],
+    start: Int[np.ndarray, " M"],
+    positions: str,
+    groups: tuple[int, ...] = (),
+) -> Cost:
+    """`variants` over a study's prompts; `groups` are the numbers of prompts that are run group by group."""
+    batch_size = study.compute.batch_size
+    at_once = min(batch_size, max(groups, default=len(tokens)))
+    # Copies share the prompts of a batch, or the variants where there are fewer prompts than copies.
+    by_prompt = machine.copies if at_once >= machine.copies else 1
+    prompts = chunked(study, tokens, by_prompt)
+    if groups:
+        n_chunks = sum(-(-n // at_once) for n in groups)
+        prompts = Prompts(n_chunks, -(-at_once // by_prompt) * by_prompt, tokens.shape[1], by_prompt)
+    size = study.compute.variant_batch
+    if size is None:
+        held = parameter_bytes(study.config, itemsize(study), machine.model_parts)
+        free = HOST_BYTES if machine.platform == "cpu" else max(0, machine.memory - held)
+        shape, n_bytes = (prompts.own, prompts.S), itemsize(study)
+        size = fitting_variants(study.config, shape, positions, int(free), n_bytes, machine.platform)
+        size = (1 + size) * machine.copies // prompts.copies
+    how = (positions, itemsize(study), machine.platform, machine.copies)
+    return variants(study.config, prompts, start, size, *how)

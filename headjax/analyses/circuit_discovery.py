@@ -1,0 +1,95 @@
+"""Circuit discovery as an analysis: path patching that finds its own receivers, back from the logits.
+
+How a stage chooses its heads is in headjax/circuits/discovery.py.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import ClassVar
+
+from headjax import figures
+from headjax.analyses.base import Coordinates
+from headjax.analyses.path_patching import Patched, PatchedPaths, Receiver
+from headjax.circuits.discovery import DIRECT, discover_circuit
+from headjax.circuits.tables import CircuitRow, circuit_tables, heads_by_task
+from headjax.data.prompts import PromptBatch
+from headjax.engine.batches import Work
+from headjax.errors import InputError
+from headjax.grid import GridSet
+from headjax.io import safe_name
+from headjax.options import option
+from headjax.report.options import Report
+from headjax.report.table import Page, Table
+from headjax.result import Result
+from headjax.study import Study
+
+
+@dataclass(frozen=True, kw_only=True)
+class CircuitDiscovery(Patched):
+    """Every task's circuit, and the grids of its stages: kinds like `circuit_1_direct`, `circuit_2_query`.
+
+    Attributes:
+      n_stages: how many steps it goes back from the logits.
+      top_share: it takes the heads with the largest effects at each, this share of all heads,
+      min_effect: if these are two standard errors beyond so many percent.
+    """
+
+    kind: ClassVar[str] = "circuit_discovery"
+    reads_tables: ClassVar = {"circuits": CircuitRow}
+    n_stages: int = option(2, least=1, most=100)
+    top_share: float = option(0.02, least=1e-6, most=1)
+    min_effect: float = option(1.0, least=0, most=1000)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.positions == "all" and self.n_stages == 1:
+            raise InputError("field 'positions' has an effect where n_stages is above 1; got positions='all'")
+
+    def check(self, study: Study, before: Coordinates) -> Coordinates:
+        # Which grids later stages have depends on what the first one finds.
+        return {(f"circuit_1_{DIRECT}", task) for task in self.tasks(study)}
+
+    def run(self, study: Study, work: Work) -> Result:
+        def measure(batch: PromptBatch, direct: PatchedPaths, receivers: tuple[Receiver, ...]):
+            return (self.patch(study, work, batch, receivers) if receivers else direct).percent()
+
+        grids, rows = [], []
+        for task, batch, direct in self.done_tasks(study, work):
+            found = discover_circuit(
+                partial(measure, batch, direct),
+                n_stages=self.n_stages,
+                share=self.top_share,
+                min_effect=self.min_effect,
+            )
+            rows += [
+                CircuitRow(study.display_name, task, one.role, one.stage, one.input, str(one.head), *one[3:])
+                for one in found.heads
+            ]
+            grids += [
+                self.percent_grid(study, task, f"circuit_{stage}_{name}", percent, direct)
+                for (stage, name), percent in found.effects.items()
+            ]
+        return Result(GridSet(tuple(grids)), {"circuits": tuple(rows)})
+
+    def tables(self, name: str, found: Result, report: Report) -> list[Table | Page]:
+        rows = found.tables.get(self.stem(name, "circuits"), ())
+        return circuit_tables(rows, found.grids.select(analysis=name), self.stem(name, ""))
+
+    def draw(self, name: str, found: Result, report: Report, directory: Path) -> list[Path]:
+        """The stages' effects, and every two circuits of a model on one map."""
+        files = super().draw(name, found, report, directory)
+        circuits = heads_by_task(found.tables.get(self.stem(name, "circuits"), ()))
+        for (model, first), (other, second) in combinations(circuits, 2):
+            if model == other:
+                heads = {task: [one.head for one in circuits[model, task]] for task in (first, second)}
+                files += figures.circuit_overlap_map(
+                    heads,
+                    found.grids.select(model=model).grids[0].scores.shape,
+                    directory / safe_name(self.stem(name, "circuit_overlap"), model, first, second),
+                    f"{model}: components reused",
+                    report.orientation,
+                    report.origin,
+                )
+        return files

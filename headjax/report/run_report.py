@@ -1,0 +1,54 @@
+"""All tables of a run, in the order in which they are printed."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from headjax.analyses.base import Analysis
+from headjax.circuits.tables import prediction_tables
+from headjax.report.options import Report
+from headjax.report.prompt_tables import prompt_tables
+from headjax.report.summary import (
+    SummaryRow,
+    category_rows,
+    clean_table,
+    score_rows,
+    skipped_row,
+    summary_table,
+)
+from headjax.report.table import Page, Table
+from headjax.result import CleanRow, Result
+from headjax.study import Study
+
+
+def report_tables(
+    found: Result, analyses: Mapping[str, Analysis], studies: Sequence[Study], report: Report, seed: int
+) -> list[Table | Page]:
+    """What the model does without any edit, the best heads, each analysis' own, prompts, predictions."""
+    made: list[Table | Page] = []
+    if found.clean:
+        text = "With no head touched\n" + clean_table(found.clean)
+        made.append(Table("clean", CleanRow._fields, found.clean, text))
+    skipped = [
+        skipped_row(study.display_name, relation.id, relation.category, reason)
+        for study in studies
+        for relation, reason in study.skipped
+    ]
+    categories = category_rows(found.grids, report.threshold, report.count_suppression)
+    rows = [*score_rows(found.grids, report.threshold), *skipped, *categories]
+    # Printed without the rows of single templates: the correlations sum those up.
+    text = summary_table([row for row in rows if not row.template])
+    made.append(Table("summary", SummaryRow._fields, rows, text))
+    for name, analysis in analyses.items():
+        made += analysis.tables(name, found, report)
+    made += prompt_tables(studies, analyses.values())
+    return [*made, *prediction_tables(found, report, seed)]
+
+
+def draw_report(
+    found: Result, analyses: Mapping[str, Analysis], report: Report, directory: Path
+) -> list[Path]:
+    """The figures of all analyses."""
+    files: list[Path] = []
+    for name, analysis in analyses.items():
+        files += analysis.draw(name, found, report, directory)
+    return files
