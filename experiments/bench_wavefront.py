@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from checkpoints_convert.engine import open_source
 from experiments.measure import bytes_read, matmul_rate, peak_resident, seconds, usable_cores
 from experiments.synthetic import llama_config, write_checkpoint
 from headjax.analyses.head_ablation import head_ablation, streamed_head_ablation
@@ -27,7 +28,6 @@ from headjax.engine.metrics import Metrics
 from headjax.model import build_model, parameter_shapes
 from headjax.parameters.hugging_face import HuggingFace
 from headjax.parameters.layered import layered_model
-from checkpoints_convert.engine import open_source
 
 CONFIG = llama_config(layers=48, heads=16, kv_heads=4, d_head=64, d_model=1024, d_mlp=3584, vocabulary=8009)
 PROMPTS, TOKENS = 4, 12

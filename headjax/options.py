@@ -9,13 +9,14 @@ A value of another type, outside its range or not among its choices raises Input
 
 import ast
 import dataclasses
+import inspect
 import re
 import types
 import typing
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 from headjax.errors import InputError, shown
 from headjax.io import parse_json
@@ -40,6 +41,9 @@ def option(
 class Options:
     """The base of dataclasses of options. Lists become tuples, whole numbers floats where those are meant."""
 
+    # Types are checked here, with an error for users: where all signatures are checked, not once more.
+    __no_type_check__: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         kinds = field_kinds(type(self))
         for field in dataclasses.fields(self):
@@ -50,7 +54,9 @@ class Options:
 @cache
 def field_kinds(options: type) -> dict[str, Any]:
     """Name -> type of every field."""
-    hints = typing.get_type_hints(options)
+    hints: dict[str, Any] = {}
+    for part in reversed(options.__mro__):  # what a class says itself counts
+        hints |= inspect.get_annotations(part)
     return {field.name: hints[field.name] for field in dataclasses.fields(options)}
 
 

@@ -60,7 +60,7 @@ def test_largest_scores_agree_differ_or_are_not_measured():
     grids = GridSet(tuple(grid(peak(v), r, "static" + SUFFIX[k]) for (r, k), v in ours.items()))
     grids += GridSet((grid(peak(1.0), "a_relation_of_the_user", "static"),))
 
-    found = compare(grids, [], ["maps_scores"], published_data=True)
+    found = compare(Result(grids), ["maps_scores"], published_data=True)
     assert len(found) == len(published_scores("gpt2-xl"))
     assert {row.model for row in found} == {"GPT-2 xl"}
     assert [(row.relation, row.kind) for row in rows_of(found, verdict="differs")] == [

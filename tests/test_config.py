@@ -118,7 +118,8 @@ def test_wrong_overrides_are_refused(overrides: dict[str, str], message: str):
         ("x = 1", "must define get_config"),
         ("def get_config(): return {'model': 'gpt2'}", "must return a RunConfig; .* returns dict"),
         (
-            "from experiments.config import RunConfig as R\nfrom headjax.study import Data\ndef get_config(): return R('m', data=Data(top_k='10'))",
+            "from experiments.config import RunConfig as R\nfrom headjax.study import Data\n"
+            "def get_config(): return R('m', data=Data(top_k='10'))",
             "'top_k' must be a whole number or none; got '10'",
         ),
     ],

@@ -21,6 +21,7 @@ from headjax import study
 from headjax.analyses.registry import ANALYSES
 from headjax.data import prompt_sets
 from headjax.engine.curves import rank_heads
+from headjax.options import Options
 
 # Of public functions of `headjax` and `kernels`, by parameter; "function.parameter" where one differs.
 DEFAULTS = {
@@ -36,24 +37,42 @@ DEFAULTS = {
     **{"n_random_draws": 5, "n_controls": 5, "max_overlap": 0.15, "max_difference": 0.2},
     # What is differentiated, and what attribution is of.
     **{"gradient_attribution.metric": "logprob", "logit_attribution.metric": "logit"},
+    **{"streamed_logit_attribution.metric": "logit", "n_patterns": 3},
     # Circuits: two stages of 2 % of heads (Merullo et al. 2024), from 1 % of the gap; gradients' top 5 %.
     **{"n_stages": 2, "discover_circuit.share": 0.02, "min_effect": 1.0, "agreement.share": 0.05},
     # Statistics.
     **{"level": 0.95, "area_under_curve.n_draws": 9999},
-    **{"score_rows.k": 3, "repeated_tokens.n_prompts": 32},
+    **{"score_rows.k": 3, "prediction_table.n": 3, "repeated_tokens.n_prompts": 32},
     # Figures.
     **{"orientation": "layer_x", "origin": "lower", "value_name": "Accuracy", "limits": (0.0, 1.0)},
     # Rotary scalings name themselves.
     **{"LinearScaling.kind": "linear", "Llama3Scaling.kind": "llama3", "YarnScaling.kind": "yarn"},
     # Text: whether a space comes before an answer is asked of the text; of words left out ten are named.
-    **{"Prompt.space": "auto", "describe_dropped.at_most": 10, "with_error.sign": True},
+    **{
+        "Prompt.space": "auto",
+        "Relation.category": "Custom",
+        "describe_dropped.at_most": 10,
+        "with_error.sign": True,
+    },
     "run_main.stopped": "start it again",
     # float32 means float32.
     "precision": "highest",
     "causal": True,
 }
 # How work is cut, called or reported, which changes no result; tables' empty cells.
-NO_RESULT = ("batch_size", "parts", "streams", "label", "prefix", "mode", "max_bytes", "out_specs", "draws")
+NO_RESULT = (
+    "batch_size",
+    "parts",
+    "streams",
+    "label",
+    "prefix",
+    "mode",
+    "max_bytes",
+    "out_specs",
+    "draws",
+    "copies",
+    "most",
+)
 # Of a run's fields and those of analyses, by place; every other field is None, False or empty.
 CONFIG_DEFAULTS = {
     **{"run.analyses": ("relation_scores",), "run.seed": 0, "run.out": "out"},
@@ -85,7 +104,10 @@ def public_defaults() -> Iterator[tuple[str, str, object]]:
             module = importlib.import_module(found.name)
             for name, value in vars(module).items():
                 ours = getattr(value, "__module__", "") == module.__name__ and not name.startswith("_")
-                if ours and (inspect.isroutine(value) or dataclasses.is_dataclass(value)):
+                options = isinstance(value, type) and issubclass(
+                    value, Options
+                )  # they have a table of their own
+                if ours and not options and (inspect.isroutine(value) or dataclasses.is_dataclass(value)):
                     for parameter in inspect.signature(value).parameters.values():
                         yield name, parameter.name, parameter.default
 

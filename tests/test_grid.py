@@ -82,8 +82,10 @@ def test_csv_has_the_columns_every_head_and_exact_numbers(mixed, tmp_path):
     save_csv(mixed, tmp_path / "scores.csv")
     with open(tmp_path / "scores.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    header = "model,relation,category,kind,layer,head,score,n_pairs,template,metric,stderr,clean,clean_stderr"
-    assert ",".join(rows[0]) == header
+    header = (
+        "model,relation,category,kind,layer,head,score,n_pairs,template,metric,stderr,clean,clean_stderr,"
+    )
+    assert ",".join(rows[0]) == header + "analysis,replacement,positions"
     assert len(rows) == 3 * 15 + 2 * 14
     rows = iter(rows)
     for saved in mixed:
@@ -95,6 +97,8 @@ def test_csv_has_the_columns_every_head_and_exact_numbers(mixed, tmp_path):
             assert (row["template"], row["metric"]) == (saved.template, saved.metric)
             expected = "" if saved.stderr is None else saved.stderr[layer, head]
             assert (np.float32(row["stderr"]) if row["stderr"] else "") == expected
+            for column in ("analysis", "replacement", "positions"):
+                assert row[column] == getattr(saved, column)
             for column in ("clean", "clean_stderr"):
                 assert (float(row[column]) if row[column] else None) == getattr(saved, column)
 

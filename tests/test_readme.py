@@ -13,6 +13,7 @@ from tests.tolerances import assert_close
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+CAPITALS = "country_to_capital"
 
 
 def test_the_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -21,12 +22,17 @@ def test_the_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict = {}
     exec(code.replace('"gpt2"', repr(str(planted.build(tmp_path / "gpt2")))), names)
-    model, output = names["model"], names["output"]
+    model, output, study = names["model"], names["output"], names["study"]
     c = model.config
     assert output.logits.shape == (1, 5, c.vocab_size)
     assert output.z.shape == (c.n_layers, 1, 5, c.n_heads, c.d_head)
-    edited = model(names["tokens"], edit=names["edit"]).logits
+    assert output.pattern.shape == (c.n_layers, 1, c.n_heads, 5, 5)
+    edited = study.forward("The capital of France is", edit=names["edit"]).logits
     assert np.abs(edited - output.logits).max() > 1e-3
+    assert names["words"][0][0].strip() == "Paris"
+    heads = [head for head, effect in names["result"].grids["logprob"].select(relation=CAPITALS).top(2)]
+    record = planted.read_record(tmp_path / "gpt2")["planted"]
+    assert set(heads) <= {(e["layer"], e["head"]) for e in record if e["relation"] == CAPITALS}
     assert len(code.strip().splitlines()) <= 15
 
 

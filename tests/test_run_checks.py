@@ -113,9 +113,12 @@ def refused(monkeypatch, capsys, count_compiles) -> Callable[[RunConfig], str]:
         ({"min_pairs": 8}, "a relation needs min_pairs=8 pairs"),
         ({"templates": ("no slot",)}, "a template must hold <X>.*; got 'no slot'"),
         ({"templates": ("<X> " * 99,), "analyses": ("dynamic_scores",)}, "1 to 64 tokens"),
-        ({"prompts": "{}/nowhere.jsonl"}, "nowhere.jsonl: cannot be read"),
-        ({"prompts": "{}/bad.jsonl"}, "bad.jsonl line 1: .*'answer' is missing"),
-        ({"prompts": "{}"}, "cannot be read: Is a directory"),
+        ({"prompts": "{}/nowhere.jsonl", "analyses": ("head_ablation",)}, "nowhere.jsonl: cannot be read"),
+        (
+            {"prompts": "{}/bad.jsonl", "analyses": ("head_ablation",)},
+            "bad.jsonl line 1: .*'answer' is missing",
+        ),
+        ({"prompts": "{}", "analyses": ("head_ablation",)}, "cannot be read: Is a directory"),
         (
             {"top_k": 10_000},
             "capitals: a hit is within the first k tokens of more; k is 10000",

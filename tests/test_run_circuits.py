@@ -87,7 +87,10 @@ def test_tables_say_what_was_found_shared_and_predicted(demo):
         assert int(row["n_prompts"]) == len(grid.samples) == grid.n_pairs
         assert float(row["effect"]) == pytest.approx(grid.scores[head], abs=1e-4)
         assert float(row["stderr"]) == pytest.approx(grid.stderr[head], abs=1e-4)
-        assert abs(float(row["effect"])) - 2 * float(row["stderr"]) >= config.min_effect
+        assert (
+            abs(float(row["effect"])) - 2 * float(row["stderr"])
+            >= config.analyses["circuit_discovery"].min_effect
+        )
     (shared,) = read(out / "circuit_overlap.csv")
     capital, names = (
         planted_heads(config, task, "static") | planted_heads(config, task, "static_suppression")
@@ -240,9 +243,9 @@ def test_input_at_fault_is_refused(trained, tmp_path, caplog):
 
     def refused(message: str, lines: list[dict], **changes) -> None:
         (tmp_path / "other.jsonl").write_text("\n".join(map(json.dumps, lines)))
-        config = altered(trained, prompts=str(tmp_path / "other.jsonl"), out=str(tmp_path / "out"), **changes)
+        changes |= {"prompts": str(tmp_path / "other.jsonl"), "out": str(tmp_path / "out")}
         with pytest.raises(InputError, match=message):
-            run(config, progress=False)
+            run(altered(trained, **changes), progress=False)
 
     refused(
         "has no corrupted",

@@ -84,7 +84,7 @@ def test_clean_values_are_those_of_head_ablation(demo: RunConfig):
     grids = load_npz(Path(demo.out) / "scores.npz")
     curves = {row["relation"]: row for row in read(demo, "ablation_summary.csv")}
     rows = read(demo, "clean.csv")
-    assert [row["relation"] for row in rows] == list(demo.relations)
+    assert [row["relation"] for row in rows] == list(demo.data.relations)
     for row in rows:
         for metric in ("accuracy", "logprob"):
             (grid,) = grids.select(relation=row["relation"], kind=f"ablation_{metric}")
@@ -230,7 +230,7 @@ def planted_heads(config: RunConfig, relation: str, kind: str = "static") -> set
 
 def test_static_dynamic_and_ablation_find_the_planted_heads(demo: RunConfig):
     grids = load_npz(Path(demo.out) / "scores.npz")
-    for relation in demo.relations:
+    for relation in demo.data.relations:
         heads = planted_heads(demo, relation)
         for kind in ("static", "dynamic_context", "dynamic_no_context", "ablation_logprob"):
             for grid in grids.select(relation=relation, kind=kind):
@@ -241,7 +241,7 @@ def test_static_dynamic_and_ablation_find_the_planted_heads(demo: RunConfig):
 def test_removing_the_planted_heads_removes_their_relation_and_nothing_else(demo: RunConfig):
     with open(Path(demo.out) / "ablation_summary.csv", newline="") as file:
         rows = {row["relation"]: row for row in csv.DictReader(file)}
-    assert set(rows) == set(demo.relations)
+    assert set(rows) == set(demo.data.relations)
     for relation, row in rows.items():
         assert float(row["base"]) == 1
         assert float(row["removed"]) == 0

@@ -85,7 +85,8 @@ def test_threshold_and_suppression_reach_the_category_map(scored, tmp_path, monk
 
 def agreements(grids: GridSet) -> list[tuple]:
     """The rows of gradient_agreement.csv."""
-    named = [dataclasses.replace(g, analysis="gradient_attribution") for g in grids]
+    names = {"gradient": "gradient_attribution", "ablation": "head_ablation"}
+    named = [dataclasses.replace(g, analysis=names[g.kind.partition("_")[0]]) for g in grids]
     tables = GradientAttribution().tables("gradient_attribution", Result(GridSet(tuple(named))), Report())
     return [tuple(row) for table in tables for row in table.rows]
 

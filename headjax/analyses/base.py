@@ -241,7 +241,7 @@ def check_top_k(study: Study) -> None:
 def name_analyses(given: Iterable[Analysis | str | Mapping[str, Analysis]]) -> dict[str, Analysis]:
     """Name -> analysis: by its kind, or as it is named in a mapping.
 
-    Raises InputError for a name given twice, and for a kind that there is not.
+    Raises InputError for a name given twice, for a kind that there is not, and for what is no analysis.
     """
     # The registry imports every analysis, which import this file.
     from headjax.analyses.registry import find_analysis
@@ -249,7 +249,10 @@ def name_analyses(given: Iterable[Analysis | str | Mapping[str, Analysis]]) -> d
     named: dict[str, Analysis] = {}
     for one in given:
         one = find_analysis(one)() if isinstance(one, str) else one
-        for name, analysis in (one if isinstance(one, Mapping) else {one.kind: one}).items():
+        named_here = one if isinstance(one, Mapping) else {getattr(one, "kind", "?"): one}
+        for name, analysis in named_here.items():
+            if not isinstance(analysis, Analysis):
+                raise InputError(f"what is run must be an analysis; got {shown(analysis)}")
             if name in named:
                 rule = "every analysis of a run must have a name of its own"
                 raise InputError(f"{rule} (mean=HeadAblation(...)); twice: {shown(name)}")

@@ -30,6 +30,7 @@ from headjax.engine.batches import Work
 from headjax.errors import InputError
 from headjax.model.edits import check_head
 from headjax.options import Words, option
+from headjax.parameters import TokenRows
 from headjax.report.markdown import markdown_code, markdown_text
 from headjax.report.options import Report
 from headjax.report.table import Page, Table
@@ -109,7 +110,7 @@ class _Tiles(NamedTuple):
     new: Bool[Array, "n T"]
 
 
-def _tiles(rows: Float[Array, "V D"], n_rows: int) -> _Tiles:
+def _tiles(rows: TokenRows | Float[Array, "V D"], n_rows: int) -> _Tiles:
     size = min(TILE, n_rows)
     starts = np.arange(0, n_rows, size)[:, None]
     # The last tile begins early enough to be full; what it has in common with the one before is not new.

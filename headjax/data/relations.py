@@ -86,7 +86,7 @@ class Relation:
     """
 
     id: str
-    pairs: tuple[tuple[str, str], ...]
+    pairs: Sequence[tuple[str, str]]
     name: str = ""
     category: str = "Custom"
 

@@ -39,7 +39,7 @@ class HuggingFace:
 
     @cached_property
     def provenance(self) -> dict[str, Any]:
-        """Where the numbers come from, as of a conversion; of large weight files the header is hashed alone."""
+        """As of a conversion; of large weight files the header is hashed alone."""
         tokenizer = (self._source.directory / name for name in zoo.TOKENIZER_FILES)
         files = [*self._source.files, *(file for file in tokenizer if file.is_file())]
         return {

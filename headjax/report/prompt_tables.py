@@ -58,8 +58,9 @@ def prompt_tables(studies: Sequence[Study], analyses: Collection[Analysis]) -> l
         for row in _pairs(study, relation)
     ]
     text = "\n\n".join(filter(None, (describe_words(study, analyses) for study in studies)))
-    made = [Table("prompts", PromptRow._fields, list(rows)), Table("pairs", PairRow._fields, pairs, text)]
-    return [table for table in made if table.rows]
+    made = [Table("prompts", PromptRow._fields, list(rows)), Table("pairs", PairRow._fields, pairs)]
+    made = [table for table in made if table.rows]
+    return [table._replace(text=text) if table is made[0] else table for table in made]
 
 
 def describe_words(study: Study, analyses: Collection[Analysis]) -> str:
