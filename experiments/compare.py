@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats
 
 from experiments.config import RunConfig
 from experiments.published import DIRECT_EFFECTS, Published, load_direct_effects, load_published
@@ -178,6 +177,8 @@ def _copy_scores(grids: GridSet, curves: list[CurveRow], published: list[Publish
 
 
 def _direct_effects(grids: GridSet, curves: list[CurveRow], published: list[Published]) -> Measured:
+    import scipy.stats  # it takes a second, so only when it is needed
+
     effects = load_direct_effects()
     for grid in grids:
         check_comparison_size((DIRECT_EFFECTS,), grid.model, grid.scores.shape)

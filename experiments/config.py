@@ -31,6 +31,7 @@ from headjax.options import Options, Words, field_kinds, option, parse
 from headjax.report.options import Report
 from headjax.study import Compute, Data
 
+CONFIGS = Path(__file__).parent / "configs"
 SECTIONS = {"data": Data, "compute": Compute, "report": Report}
 
 
@@ -184,7 +185,7 @@ def load_config(path: str, overrides: Mapping[str, str]) -> RunConfig:
     file that gives no RunConfig or that fails, naming its line, for an unknown field and for a value of the
     wrong type.
     """
-    file, named = Path(path), Path(__file__).parent / "configs" / f"{path}.py"
+    file, named = Path(path), CONFIGS / f"{path}.py"
     if not file.suffix and (named.is_file() or not file.is_dir()):
         file = named
     config = _run_file(file)

@@ -22,4 +22,5 @@ def trained(directory: Path, seed: int = 0, name: str = "trained") -> Path:
     return training.MODELS[name]
 
 
-zoo.BESIDE |= {"planted": planted, **{name: partial(trained, name=name) for name in training.MODELS}}
+BESIDE = {"planted": planted, **{name: partial(trained, name=name) for name in training.MODELS}}
+zoo.BESIDE |= BESIDE

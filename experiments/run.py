@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -239,14 +239,19 @@ def main(argv: Sequence[str]) -> None:
     overrides = parse_overrides(argv[1:])
     if FLAGS.config is None:
         raise InputError("a run needs --config FILE, e.g. --config experiments/configs/demo.py; got none")
-    config = load_config(FLAGS.config, overrides)
-    refuse_idle(config, overrides, planned=FLAGS.dry_run)
-    if FLAGS.dry_run:
+    execute(FLAGS.config, overrides, FLAGS.dry_run, FLAGS.progress)
+
+
+def execute(path: str, overrides: Mapping[str, str], planned: bool, progress: bool) -> None:
+    """Runs, or plans, what a config file with some fields replaced says."""
+    config = load_config(path, overrides)
+    refuse_idle(config, overrides, planned)
+    if planned:
         print_plan(config)
         return
     start_processes(config.distributed)
     check_alike("code and config", code_and_config(config))
-    run(config, FLAGS.progress)
+    run(config, progress)
 
 
 if __name__ == "__main__":

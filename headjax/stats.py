@@ -3,7 +3,7 @@
 import math
 
 import numpy as np
-import scipy.stats  # JAX itself needs scipy, so it is always there
+import scipy.special  # JAX itself needs scipy, so it is always there
 from jaxtyping import Float
 
 N_BOOTSTRAP = 1000
@@ -22,7 +22,7 @@ def wilson(share: Number, n: Number, level: float = 0.95) -> np.ndarray:
     [0, 1] where there were no trials.
     """
     share, n = np.broadcast_arrays(np.asarray(share, np.float64), np.asarray(n, np.float64))
-    z = scipy.stats.norm.ppf((1 + level) / 2)
+    z = scipy.special.ndtri((1 + level) / 2)
     known = np.maximum(n, 1e-9)
     center = (share + z**2 / (2 * known)) / (1 + z**2 / known)
     half = z / (1 + z**2 / known) * np.sqrt(share * (1 - share) / known + z**2 / (4 * known**2))
@@ -75,18 +75,20 @@ def draws_band(
     """
     variance, freedom = draws_variance(values)
     mean = values.mean(axis=(0, 2), dtype=np.float64)
-    t = scipy.stats.t.ppf((1 + level) / 2, freedom)
+    t = scipy.special.stdtrit(freedom, (1 + level) / 2)
     if not shares:
         half = t * np.sqrt(variance)
         return np.stack([mean - half, mean + half])
     n_prompts = np.full(mean.shape, values.shape[-1], np.float64)
-    shrink = (scipy.stats.norm.ppf((1 + level) / 2) / t) ** 2
+    shrink = (scipy.special.ndtri((1 + level) / 2) / t) ** 2
     effective = shrink * mean * (1 - mean) / np.where(variance > 0, variance, 1)
     return wilson(mean, np.where(variance > 0, np.minimum(effective, n_prompts), n_prompts), level)
 
 
 def pearson(x: Float[np.ndarray, "..."], y: Float[np.ndarray, "..."]) -> tuple[float, float]:
     """Pearson's r of the points of two arrays, and its two-sided p-value; NaN where one is constant."""
+    import scipy.stats  # it takes a second, so only when it is needed
+
     x, y = (np.asarray(values, np.float64).ravel() for values in (x, y))
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return math.nan, math.nan

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
-from transformers import PreTrainedTokenizerBase
 
 from checkpoints_convert.engine import open_source, read_source_config
 from headjax import zoo
@@ -35,6 +34,7 @@ from headjax.data.prompt_sets import (
 from headjax.data.prompts import (
     Prompt,
     PromptBatch,
+    Tokenizer,
     TokenPairs,
     batch_prompts,
     beginning_token,
@@ -186,7 +186,7 @@ class Study:
     source: zoo.Source
     display_name: str
     config: ModelConfig
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: Tokenizer
     pairs: tuple[TokenPairs, ...]
     skipped: tuple[tuple[Relation, str], ...]
     data: Data = field(default_factory=Data)

@@ -5,12 +5,12 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from transformers import PreTrainedTokenizerBase
 
 from experiments.planted_words import split_words
 from experiments.trained.phrases import HELD_OUT, SOURCE, TARGET, TRAINED, capital
 from experiments.trained.text import is_held_out
 from headjax.data.prompt_sets import colored_object_prompts, ioi_prompts
+from headjax.data.prompts import Tokenizer
 from headjax.data.templates import SLOT, TASK_TEMPLATES
 from headjax.model import Transformer
 
@@ -30,7 +30,7 @@ class Questions(NamedTuple):
 
 
 def make_questions(
-    vocabulary: dict[str, int], pairs: dict[str, list[tuple[str, str]]], tokenizer: PreTrainedTokenizerBase
+    vocabulary: dict[str, int], pairs: dict[str, list[tuple[str, str]]], tokenizer: Tokenizer
 ) -> Questions:
     """At most N_EACH questions of each kind.
 

@@ -12,11 +12,11 @@ from collections import defaultdict
 
 import numpy as np
 from jaxtyping import Int
-from transformers import PreTrainedTokenizerBase
 
 from experiments.planted_words import BOS, split_words
 from experiments.trained.phrases import BARE, OPENINGS, TRAINED, capital, fill
 from headjax.data.prompt_sets import colored_object_prompts, ioi_prompts
+from headjax.data.prompts import Tokenizer
 from headjax.data.templates import DYNAMIC_TEMPLATES, SLOT, TASK_TEMPLATES
 
 N_WORDINGS = 4
@@ -46,7 +46,7 @@ class Writer:
         self,
         vocabulary: dict[str, int],
         pairs: dict[str, list[tuple[str, str]]],
-        tokenizer: PreTrainedTokenizerBase,
+        tokenizer: Tokenizer,
         seed: int,
     ):
         self.random = random.Random(seed)

@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -146,7 +147,7 @@ class AblationCurves(Ablating):
         return files
 
 
-def _curve(line: list[CurveRow]) -> figures.Curve:
+def _curve(line: list[CurveRow]) -> Any:
     names = {"relation": "Relation's heads removed", "random": "Random other heads removed"}
     return figures.Curve(
         names.get(line[0].curve, f"Control: {line[0].prompts.replace('_', ' ')}"),

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats  # JAX itself needs scipy, so it is always there
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
@@ -169,6 +168,8 @@ def agreement(
 
     The top holds that share of the heads, rounded up; ties go by layer, then head.
     """
+    import scipy.stats  # it takes a second, so only when it is needed
+
     n_top = int(np.ceil(share * exact.size))
 
     def top(effects: Float[np.ndarray, "L H"]) -> list[int]:

@@ -16,7 +16,6 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats  # JAX itself needs scipy, so it is always there
 from jaxtyping import Float
 
 from headjax.analyses.path_patching import INPUTS, Receiver
@@ -147,6 +146,8 @@ class Overlap(NamedTuple):
 
 def overlap(first: Sequence[Head], second: Sequence[Head], n_heads: int) -> Overlap:
     """What two circuits of one model of `n_heads` heads (layers times heads a layer) share."""
+    import scipy.stats  # it takes a second, so only when it is needed
+
     one, other = set(first), set(second)
     shared = one & other
     p_value = scipy.stats.hypergeom.sf(len(shared) - 1, n_heads, len(one), len(other))

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-import scipy.stats  # JAX itself needs scipy, so it is always there
 from jaxtyping import Bool, Float, Int
 
 from headjax.circuits.published import Circuit
@@ -80,6 +79,8 @@ def area_under_curve(
 
     NaN, both, where there is nothing to tell apart.
     """
+    import scipy.stats  # it takes a second, so only when it is needed
+
     n_inside, n = int(inside.sum()), inside.size
     if n_inside in (0, n):
         return np.nan, np.nan

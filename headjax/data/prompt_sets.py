@@ -11,9 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
-
-from headjax.data.prompts import SPACES, Prompt, TokenPairs, encode, word_tokens
+from headjax.data.prompts import SPACES, Prompt, Tokenizer, TokenPairs, encode, word_tokens
 from headjax.data.relations import Relation
 from headjax.data.templates import DYNAMIC_TEMPLATES, SLOT, TASK_TEMPLATES
 from headjax.errors import InputError, shown
@@ -65,7 +63,7 @@ def task_prompts(pairs: TokenPairs, templates: Sequence[str] = ()) -> list[Promp
     return [prompt for prompt in prompts if not shown(prompt)]
 
 
-def corrupted_twins(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
+def corrupted_twins(tokenizer: Tokenizer, prompts: Sequence[Prompt], seed: int) -> list[Prompt]:
     """The prompts that have a twin: another source in the same template, token for token as long.
 
     The twin's text is the corrupted partner and its answer the distractor ("The capital of Peru is" for "The
@@ -191,12 +189,12 @@ IOI_TEMPLATES = (
 )
 
 
-def ioi_names(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+def ioi_names(tokenizer: Tokenizer) -> tuple[str, ...]:
     """The names that IOI prompts are made of: those of IOI_NAMES that are one token."""
     return tuple(_single_tokens(tokenizer, IOI_NAMES, at_least=5, what="names"))
 
 
-def ioi_prompts(tokenizer: PreTrainedTokenizerBase, n_prompts: int, seed: int) -> list[Prompt]:
+def ioi_prompts(tokenizer: Tokenizer, n_prompts: int, seed: int) -> list[Prompt]:
     """Indirect object identification (Wang et al. 2022, section 2), own wording.
 
     Two names are met, one of them (the subject) gives something, and the other (the indirect object) is
@@ -238,7 +236,7 @@ OBJECTS = (
 SURFACES = ("table", "desk", "floor", "shelf")
 
 
-def colored_object_prompts(tokenizer: PreTrainedTokenizerBase, n_prompts: int, seed: int) -> list[Prompt]:
+def colored_object_prompts(tokenizer: Tokenizer, n_prompts: int, seed: int) -> list[Prompt]:
     """Colored objects (Ippolito & Callison-Burch 2023; Merullo et al. 2024, section 3), own wording.
 
     Three objects of three colours are named and the colour of one is asked for, after one solved example
@@ -287,7 +285,7 @@ def colored_object_prompts(tokenizer: PreTrainedTokenizerBase, n_prompts: int, s
     return prompts
 
 
-def _single_tokens(tokenizer: PreTrainedTokenizerBase, words: str, at_least: int, what: str) -> list[str]:
+def _single_tokens(tokenizer: Tokenizer, words: str, at_least: int, what: str) -> list[str]:
     """Those of the words, which stand in one string, that are one token. Too few raise InputError."""
     kept = [word for word in words.split() if len(word_tokens(tokenizer, word)) == 1]
     if len(kept) < at_least:

@@ -14,17 +14,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import tokenizers
 from jaxtyping import Bool, Int
-from tokenizers import Tokenizer
-from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from headjax.config import ModelConfig
 from headjax.data.relations import Relation
 from headjax.errors import InputError, shown
 from headjax.io import read_json
+
+# A `PreTrainedTokenizerBase` of transformers, which takes seconds to import (torch with it, where it is there):
+# it is imported when a tokenizer is loaded.
+Tokenizer = Any
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 _SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token")
@@ -125,7 +128,7 @@ class PromptBatch:
     bos: bool
 
 
-def load_tokenizer(directory: Path | str) -> PreTrainedTokenizerBase:
+def load_tokenizer(directory: Path | str) -> Tokenizer:
     """Reads the tokenizer beside a checkpoint, from local files only; no code of the checkpoint runs.
 
     tokenizer.json is read as it is, whatever class tokenizer_config.json names: a class that does not fit
@@ -142,6 +145,8 @@ def load_tokenizer(directory: Path | str) -> PreTrainedTokenizerBase:
     try:
         if (directory / "tokenizer.json").is_file():
             return _read_tokenizer_json(directory)
+        from transformers import AutoTokenizer
+
         tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
     except InputError:
         raise
@@ -164,8 +169,10 @@ def load_tokenizer(directory: Path | str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def _read_tokenizer_json(directory: Path) -> PreTrainedTokenizerBase:
-    backend = Tokenizer.from_file(str(directory / "tokenizer.json"))
+def _read_tokenizer_json(directory: Path) -> Tokenizer:
+    from transformers import PreTrainedTokenizerFast
+
+    backend = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json"))
     backend.no_truncation()
     backend.no_padding()
     named = {}
@@ -189,7 +196,7 @@ def _read_tokenizer_json(directory: Path) -> PreTrainedTokenizerBase:
     )
 
 
-def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[Piece] | None:
+def encode(tokenizer: Tokenizer, text: str) -> list[Piece] | None:
     """The tokens of a text with their spans, nothing added; None where the vocabulary cannot write it."""
     encoding = _call(tokenizer, text, add_special_tokens=False, return_offsets_mapping=True)
     if encoding is None:
@@ -204,7 +211,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[Piece] | None:
     return pieces
 
 
-def _call(tokenizer: PreTrainedTokenizerBase, text: str, **options: bool) -> BatchEncoding | None:
+def _call(tokenizer: Tokenizer, text: str, **options: bool) -> Any | None:
     """What a tokenizer makes of a text; None where the vocabulary cannot write it."""
     try:
         return tokenizer(text, **options)
@@ -223,7 +230,7 @@ def overlapping(pieces: Sequence[Piece], start: int, end: int) -> list[int]:
     return [i for i, piece in enumerate(pieces) if max(piece.start, start) < min(piece.end, end)]
 
 
-def word_tokens(tokenizer: PreTrainedTokenizerBase, word: str) -> list[int]:
+def word_tokens(tokenizer: Tokenizer, word: str) -> list[int]:
     """The tokens of a word in running text after a space; a word that is one token gives one.
 
     A token of the space alone is the first of them, unless the tokenizer joins no letter to a space. Where
@@ -240,13 +247,13 @@ def word_tokens(tokenizer: PreTrainedTokenizerBase, word: str) -> list[int]:
     return []
 
 
-def _word_start(tokenizer: PreTrainedTokenizerBase, lead: str) -> int:
+def _word_start(tokenizer: Tokenizer, lead: str) -> int:
     """Where the word that follows `lead` begins: with the space before it, if that is part of words."""
     return len(lead) - (lead.endswith(" ") and _spaces_join(tokenizer))
 
 
 @lru_cache(maxsize=1)
-def _spaces_join(tokenizer: PreTrainedTokenizerBase) -> bool:
+def _spaces_join(tokenizer: Tokenizer) -> bool:
     """Whether some letter after a space is one token with it; at character level none is."""
     for letter in string.ascii_letters:
         pieces = encode(tokenizer, f"a {letter}")
@@ -255,7 +262,7 @@ def _spaces_join(tokenizer: PreTrainedTokenizerBase) -> bool:
     return False
 
 
-def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
+def token_text(tokenizer: Tokenizer, token: int) -> str:
     """What a token reads like, with the space before it where it begins a word."""
     text = tokenizer.decode([token])
     starts_word = str(tokenizer.convert_ids_to_tokens(token)).startswith("▁")  # which decoding drops
@@ -263,7 +270,7 @@ def token_text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
 
 
 def pair_tokens(
-    tokenizer: PreTrainedTokenizerBase, relation: Relation, single_source: bool = True
+    tokenizer: Tokenizer, relation: Relation, single_source: bool = True
 ) -> tuple[PairTokens, ...]:
     """The tokens of a relation's pairs, in its order, and why a pair does not count: see `tokenise_pairs`."""
 
@@ -281,7 +288,7 @@ def pair_tokens(
 
 
 def tokenise_pairs(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     relation: Relation,
     vocab_size: int,
     single_source: bool = True,
@@ -305,7 +312,7 @@ def tokenise_pairs(
 
 
 def select_pairs(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     relations: Sequence[Relation],
     vocab_size: int,
     min_pairs: int = 30,
@@ -359,7 +366,7 @@ def describe_dropped(pairs: TokenPairs, at_most: int = 10) -> str:
 
 
 def batch_prompts(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: Tokenizer,
     prompts: Sequence[Prompt],
     config: ModelConfig,
     bos: bool | None = None,
@@ -417,7 +424,7 @@ def batch_prompts(
     return batch
 
 
-def beginning_token(tokenizer: PreTrainedTokenizerBase, bos: bool | None = None) -> int | None:
+def beginning_token(tokenizer: Tokenizer, bos: bool | None = None) -> int | None:
     """The token that every prompt begins with, or None.
 
     Args:
@@ -441,7 +448,7 @@ def beginning_token(tokenizer: PreTrainedTokenizerBase, bos: bool | None = None)
     return tokenizer.bos_token_id if bos else None
 
 
-def _added_in_front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def _added_in_front(tokenizer: Tokenizer) -> list[int]:
     """The special tokens that a tokenizer adds before a text."""
     for text in (*string.ascii_letters, *string.digits, "."):
         if encode(tokenizer, text):  # the first text that the vocabulary can write
@@ -461,9 +468,7 @@ class _Row(NamedTuple):
     corrupted: list[int] | None
 
 
-def _tokenise(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, first: list[int], max_positions: int
-) -> _Row:
+def _tokenise(tokenizer: Tokenizer, prompt: Prompt, first: list[int], max_positions: int) -> _Row:
     """One prompt's tokens, checked; `first` comes before them."""
     name = prompt.name
     pieces, answer = _split_answer(tokenizer, prompt, prompt.text, prompt.answer)
@@ -500,9 +505,7 @@ def _tokenise(
     return _Row(tokens, source, answer, distractor, corrupted)
 
 
-def _split_answer(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, text: str, answer: str
-) -> tuple[list[Piece], int]:
+def _split_answer(tokenizer: Tokenizer, prompt: Prompt, text: str, answer: str) -> tuple[list[Piece], int]:
     """The tokens of a text that come before a one-token answer to it, and the answer's."""
     name, word = prompt.name, answer.strip()
     leads = [_space_between(prompt, text, answer)]

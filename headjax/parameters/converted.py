@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from jax import Array
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
@@ -167,6 +166,8 @@ def _restore(
     directory: Path, group: Group, chosen: dict[str, Stored], mesh: Mesh | None
 ) -> dict[str, np.ndarray | Array]:
     """Of the group's parameters the chosen ones: on the mesh, or as numpy arrays where there is none."""
+    import orbax.checkpoint as ocp  # it takes a second, so only when it is needed
+
     path, result = Path(directory).resolve() / group.path, {}
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
@@ -327,17 +328,18 @@ def write_checkpoint(
             (temporary / HEADER).write_text(json.dumps(seal(header), indent=2), encoding="utf-8")
 
 
-class _WithChecksums(ocp.type_handlers.NumpyHandler):
-    """Orbax's writer of numpy arrays, with a CRC-32C in every chunk; whoever reads them checks it."""
-
-    async def _open_and_write(self, value: np.ndarray, tspec: dict[str, Any], ts_context: Any) -> None:
-        tspec["metadata"]["codecs"][0]["configuration"]["codecs"].append({"name": "crc32c"})
-        await super()._open_and_write(value, tspec, ts_context)
-
-
 def _save(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    import orbax.checkpoint as ocp  # it takes a second, so only when it is needed
+
+    class WithChecksums(ocp.type_handlers.NumpyHandler):
+        """Orbax's writer of numpy arrays, with a CRC-32C in every chunk; whoever reads them checks it."""
+
+        async def _open_and_write(self, value: np.ndarray, tspec: dict[str, Any], ts_context: Any) -> None:
+            tspec["metadata"]["codecs"][0]["configuration"]["codecs"].append({"name": "crc32c"})
+            await super()._open_and_write(value, tspec, ts_context)
+
     writers = ocp.type_handlers.create_type_handler_registry(
-        (np.ndarray, _WithChecksums()),
+        (np.ndarray, WithChecksums()),
         (jax.Array, ocp.type_handlers.ArrayHandler()),  # without which orbax warns
     )
     handler = ocp.PyTreeCheckpointHandler(

@@ -1,0 +1,164 @@
+"""The command `headjax`, also `python -m headjax`.
+
+    headjax run --model gpt2 --analyses head_ablation --prompts ioi --positions all
+    headjax plan demo --mesh data:8 --device_memory 80 --rate 400
+    headjax draw out/demo
+    headjax convert --model gpt2 --out checkpoints/gpt2
+    headjax list analyses
+
+What follows `run` and `plan` is a config, a file or the name of one in experiments/configs (`relation_scores`
+unless it is named), and fields of it, as `--FIELD VALUE` or `--FIELD=VALUE`.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import headjax
+from headjax.errors import InputError, run_main, shown
+
+LISTS = ("models", "relations", "configs", "analyses", "circuits", "published")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Imports nothing that takes time: help and mistyped commands are answered at once."""
+    parser = argparse.ArgumentParser(
+        prog="headjax",
+        description="What each attention head of a language model does, and how much the model needs it.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"headjax {headjax.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, about in (
+        ("run", "Models to score grids, tables and figures."),
+        ("plan", "What a run would cost, and whether it fits; no device, no weights."),
+    ):
+        command = commands.add_parser(
+            name, help=about, description=about, epilog="Fields: headjax list analyses", allow_abbrev=False
+        )
+        command.add_argument(
+            "config", nargs="?", default="relation_scores", help="A config, by file or name."
+        )
+        command.add_argument("--noprogress", action="store_true", help="No progress bars.")
+        command.add_argument("fields", nargs=argparse.REMAINDER, help="--FIELD VALUE ...")
+    draw = commands.add_parser("draw", help="The figures of a finished run again.", allow_abbrev=False)
+    draw.add_argument("out", help="The run's directory.")
+    convert = commands.add_parser("convert", help="A model into headjax's own format.", allow_abbrev=False)
+    convert.add_argument("--model", required=True, help="Alias, Hugging Face id or directory.")
+    convert.add_argument("--out", required=True, help="Directory to write.")
+    convert.add_argument("--dtype", help="float32, bfloat16 or float16; as stored unless given.")
+    convert.add_argument("--ignore_fields", default="", help="Fields of config.json to treat as absent.")
+    lists = commands.add_parser("list", help="What there is by name.", allow_abbrev=False)
+    lists.add_argument("what", nargs="?", choices=LISTS, help="Everything unless it is said.")
+    return parser
+
+
+def split_fields(arguments: Sequence[str]) -> dict[str, str]:
+    """`--FIELD VALUE`, `--FIELD=VALUE` and `--config.FIELD=VALUE` as field -> text.
+
+    Raises InputError for anything else, and for a field that is given twice.
+    """
+    fields: dict[str, str] = {}
+    waiting = iter(arguments)
+    for argument in waiting:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not name:
+            raise InputError(f"after the config only --FIELD VALUE may follow; got {shown(argument)}")
+        if not equals:
+            value = next(waiting, None)
+            if value is None:
+                raise InputError(f"every field must have a value, --FIELD VALUE; {shown(argument)} has none")
+        name = name.removeprefix("config.")
+        if name in fields:
+            raise InputError(f"a field must be given once; got --{name} twice")
+        fields[name] = value
+    return fields
+
+
+def list_names(what: str) -> Iterator[str]:
+    """The lines of one list."""
+    if what == "models":
+        from experiments.models import BESIDE
+        from headjax.zoo import MODELS
+
+        yield from (f"{alias:24} {entry.id}" for alias, entry in MODELS.items())
+        yield from (f"{name:24} comes along" for name in BESIDE)
+    if what == "relations":
+        from headjax.data.relations import load_relations
+
+        for relation in load_relations():
+            yield f"{relation.id:24} {relation.category:12} {len(relation.pairs)} pairs"
+    if what == "configs":
+        from experiments.config import CONFIGS
+
+        for file in sorted(CONFIGS.rglob("[a-z]*.py")):
+            about = file.read_text("utf-8").removeprefix('"""').partition("\n")[0]
+            yield f"{file.relative_to(CONFIGS).with_suffix('').as_posix():36} {about}"
+    if what == "analyses":
+        import dataclasses
+
+        from experiments.config import SECTIONS
+        from headjax.analyses.registry import ANALYSES
+
+        for kind, analysis in {**ANALYSES, **SECTIONS}.items():
+            yield f"{kind}: {(analysis.__doc__ or '').partition(chr(10))[0]}"
+            for field in dataclasses.fields(analysis):
+                yield f"    --{field.name} (default {_default(field.default)})"
+    if what == "circuits":
+        from headjax.circuits.published import CIRCUITS
+
+        yield from (f"{name:24} {circuit.model}: {circuit.citation}" for name, circuit in CIRCUITS.items())
+    if what == "published":
+        from experiments.published import COMPARISONS
+
+        yield from COMPARISONS
+
+
+def _default(value: Any) -> str:
+    return ",".join(value) or "none" if isinstance(value, tuple) else str(value).lower()
+
+
+def command(arguments: argparse.Namespace) -> None:
+    """Does what was asked; what it needs is imported here."""
+    if arguments.command in ("run", "plan"):
+        from experiments.run import execute
+
+        given = [arguments.config, *arguments.fields]
+        config = "relation_scores" if given[0].startswith("--") else given.pop(0)
+        execute(config, split_fields(given), arguments.command == "plan", not arguments.noprogress)
+    elif arguments.command == "draw":
+        from experiments import draw
+
+        draw.main(["draw", arguments.out])
+    elif arguments.command == "convert":
+        from checkpoints_convert import convert
+
+        ignored = [name for name in arguments.ignore_fields.split(",") if name]
+        convert(arguments.model, arguments.out, arguments.dtype, ignore_fields=ignored)
+        print(f"wrote {arguments.out}")
+    else:
+        for what in (arguments.what,) if arguments.what else LISTS:
+            print(f"{what}:")
+            for line in list_names(what):
+                print(f"  {line}")
+
+
+def main() -> None:
+    """The console script."""
+    argv = sys.argv[1:]
+    # argparse takes no option that it does not know before the first positional argument.
+    if argv[:1] in (["run"], ["plan"]) and argv[1:2] and argv[1].startswith("--"):
+        known = ("--help", "-h", "--noprogress")
+        at = 1 + sum(word in known for word in argv[1:2])
+        argv = [*argv[:at], *(() if argv[1] in ("--help", "-h") else ("relation_scores",)), *argv[at:]]
+    arguments = make_parser().parse_args(argv)
+    sys.argv = sys.argv[:1]  # absl, which ends the process, has no flags of its own here
+    run_main(
+        lambda _: command(arguments),
+        stopped="what is finished is kept: start the same run again to go on",
+    )
+
+
+if __name__ == "__main__":
+    main()

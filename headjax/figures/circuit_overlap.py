@@ -1,0 +1,93 @@
+"""Two circuits on the heads of one model."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from headjax.axes import Head
+from headjax.figures.heat_maps import HEAT_AXES, MOST_TICKS, heat_ticks
+from headjax.figures.sheet import (
+    BOTTOM,
+    GAP,
+    LEFT,
+    PANEL_TITLE,
+    POINT,
+    TICK,
+    Key,
+    corner,
+    draw_cells,
+    draw_key,
+    key_size,
+    name_axes,
+    panel_size,
+    save_figure,
+    sheet,
+    styled,
+    text_size,
+    wrap,
+)
+
+# Of heads of no circuit, both, the first, the second.
+OVERLAP_COLORS = ("0.92", "tab:purple", "tab:blue", "tab:orange")
+
+
+def circuit_overlap_map(
+    circuits: Mapping[str, Sequence[Head]],
+    shape: tuple[int, int],
+    path: str | Path,
+    title: str,
+    orientation: str = "layer_x",
+    origin: str = "lower",
+) -> tuple[Path, Path]:
+    """Writes `draw_circuit_overlap` as `path`.png and `path`.pdf."""
+    return save_figure(draw_circuit_overlap(circuits, shape, title, orientation, origin), path)
+
+
+@styled
+def draw_circuit_overlap(
+    circuits: Mapping[str, Sequence[Head]],
+    shape: tuple[int, int],
+    title: str,
+    orientation: str = "layer_x",
+    origin: str = "lower",
+) -> Figure:
+    """Two circuits, task -> heads, on the heads of a model of this shape (L, H): shared, or of one alone.
+
+    The legend counts them.
+    """
+    names = [task.replace("_", " ") for task in circuits]
+    shown = np.zeros(shape, int)
+    for i, heads in enumerate(circuits.values()):
+        for head in heads:
+            shown[head] = 1 if shown[head] else 2 + i
+    labels = ("", "both", *(f"{name} only" for name in names))
+    axis_names = HEAT_AXES[orientation]
+    size = dict(zip(("Layer", "Head"), shape, strict=True))
+    width, height = panel_size(*(size[name] for name in axis_names), several=False)
+    key = Key(
+        [
+            Patch(color=OVERLAP_COLORS[i], label=wrap(f"{labels[i]}: {np.sum(shown == i)}", 2.2, TICK))
+            for i in (1, 2, 3)
+        ],
+        "Heads in the circuits of",
+    )
+    key_width, key_height = key_size(key)
+    height = max(height, key_height)
+    title = wrap(title, width, PANEL_TITLE)
+    above = 1.5 * GAP + text_size(title, PANEL_TITLE)[1]
+    figure, (axes,) = sheet(
+        1, 1, (width, height), (LEFT, GAP, above, BOTTOM), (0.0, key_width + GAP, 0.0, 0.0)
+    )
+    values = shown if axis_names[0] == "Layer" else shown.T
+    mesh = draw_cells(axes, values, ListedColormap(OVERLAP_COLORS), (-0.5, 3.5))
+    mesh.set(edgecolor="white", linewidth=min(0.06 * width / len(values) / POINT, 1.5))
+    ticks = tuple(heat_ticks(size[name], MOST_TICKS[name]) for name in axis_names)
+    name_axes(axes, axis_names, ticks, origin)
+    axes.set_title(title)
+    x, y = corner(axes)
+    draw_key(figure, key, (x + width + GAP, y + height / 2), "center left")
+    return figure
