@@ -7,12 +7,12 @@ ratio by which our way is faster than the usual one, ``ratio 37.2x``.
 import sys
 from functools import partial
 
-from experiments.bench_ablation import bench_ablation
-from experiments.bench_dynamic import bench_dynamic
-from experiments.bench_scaling import bench_scaling
-from experiments.bench_static import bench_static
-from experiments.bench_stream import bench_stream
-from experiments.bench_wavefront import bench_wavefront
+from experiments.benchmarks.ablation import bench_ablation
+from experiments.benchmarks.dynamic import bench_dynamic
+from experiments.benchmarks.scaling import bench_scaling
+from experiments.benchmarks.static import bench_static
+from experiments.benchmarks.stream import bench_stream
+from experiments.benchmarks.wavefront import bench_wavefront
 
 BENCHMARKS = {
     "static": bench_static,

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from experiments.benchmarks.measure import host_rate
 from experiments.check import check_study, display_names, reads_models
 from experiments.config import RunConfig
-from experiments.measure import host_rate
 from headjax import zoo
 from headjax.analyses.base import Analysis, check_stream
 from headjax.analyses.relation_scores import FIRST_MLP, LAYER

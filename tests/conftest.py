@@ -36,6 +36,8 @@ import jax
 import jax.monitoring
 import pytest
 
+pytest.register_assert_rewrite("tests.helpers")
+
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

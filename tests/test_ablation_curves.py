@@ -22,9 +22,9 @@ from headjax.model import Transformer
 from headjax.model.edits import HeadEdit
 from headjax.report.curve_tables import curve_rows, summary_row
 from headjax.stats import draws_band, wilson
-from tests.random_prompts import random_prompts
-from tests.test_model import CONFIGS, informative_model
-from tests.tolerances import assert_close
+from tests.helpers.models import CONFIGS, informative_model
+from tests.helpers.random_prompts import random_prompts
+from tests.helpers.tolerances import assert_close
 
 RELATIONS = ("capitals", "colours", "animals")
 LENGTHS = (11, 7, 9, 4, 11, 5, 8, 8, 6, 10)  # dealt out: 4, 3 and 3 prompts

@@ -50,6 +50,12 @@ def test_the_converter_knows_no_analysis():
         assert used <= may, f"{file} imports {used - may}"
 
 
+def test_no_test_imports_another():
+    """What several need lies in tests/helpers."""
+    for file in (ROOT / "tests").rglob("*.py"):
+        assert not {name for name in imported_modules(file) if name.startswith("tests.test_")}, file
+
+
 def test_only_figures_imports_matplotlib():
     for package in OURS:
         for file in files(package):
@@ -64,9 +70,9 @@ def test_torch_is_only_needed_to_read_bin_files_and_in_benchmarks():
         for file in files(package)
         if {m for m in imported_modules(file) if m.split(".")[0] == "torch"}
     ]
-    benchmarks = {"experiments/torch_gpt2.py"}  # what they compare with
+    benchmarks = {"experiments/benchmarks/torch_gpt2.py"}  # what they compare with
     assert set(users) <= {"checkpoints_convert/reader.py", *benchmarks} | {
-        user for user in users if user.startswith("experiments/bench")
+        user for user in users if user.startswith("experiments/benchmarks/")
     }
 
 

@@ -15,12 +15,12 @@ from headjax.analyses.attention_patterns import (
 )
 from headjax.errors import InputError
 from headjax.model import Transformer, build_model, parameter_shapes
-from tests import torch_oracle
-from tests.random_prompts import random_prompts
-from tests.test_model import CONFIGS, GPT2, informative_model
-from tests.tolerances import assert_close
-from tests.torch_or_skip import torch
-from tests.twins import twins
+from tests.helpers import torch_oracle
+from tests.helpers.models import CONFIGS, GPT2, informative_model
+from tests.helpers.random_prompts import random_prompts
+from tests.helpers.tolerances import assert_close
+from tests.helpers.torch_or_skip import torch
+from tests.helpers.twins import twins
 
 LENGTH = 7
 

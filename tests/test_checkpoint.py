@@ -35,8 +35,8 @@ from headjax.parameters.converted import (
     stored_dtypes,
     write_checkpoint,
 )
-from tests import torch_oracle
-from tests.tolerances import assert_close
+from tests.helpers import torch_oracle
+from tests.helpers.tolerances import assert_close
 
 ROOT = Path(__file__).resolve().parents[1]
 # Eight devices split the heads and the MLP of this model, but not its 1,009 tokens.

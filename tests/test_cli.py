@@ -12,7 +12,7 @@ import headjax
 from experiments import cli
 from experiments.config import load_config
 from headjax.errors import InputError
-from tests.tiny_run import tiny_run
+from tests.helpers.tiny_run import tiny_run
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -25,8 +25,8 @@ from headjax.engine.mesh import PARAMETER_AXES
 from headjax.errors import InputError
 from headjax.parameters.cache import ensure_converted
 from headjax.parameters.converted import parameter_groups, read_config, read_parameters, read_provenance
-from tests import torch_oracle
-from tests.torch_or_skip import torch
+from tests.helpers import torch_oracle
+from tests.helpers.torch_or_skip import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = {"gpt2": "gpt2", "gpt_neox": "gpt_neox-parallel", "phi": "phi-gqa", "llama": "llama-gqa-llama3-rope"}

@@ -11,10 +11,10 @@ from headjax.errors import InputError
 from headjax.parameters import InMemory
 from headjax.parameters.cache import ensure_converted
 from headjax.parameters.converted import Converted
-from tests import torch_oracle
-from tests.test_relation_scores import theirs_of_relation_scores
-from tests.torch_or_skip import torch
-from tests.twins import twins
+from tests.helpers import torch_oracle
+from tests.helpers.relation_oracle import theirs_of_relation_scores
+from tests.helpers.torch_or_skip import torch
+from tests.helpers.twins import twins
 
 N = 61
 TOP_K = 5

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -15,82 +14,17 @@ from headjax.data.relations import Relation
 from headjax.engine.prefill import prefill
 from headjax.errors import InputError
 from headjax.model import build_model, model_parameters
-from tests import torch_oracle
-from tests.random_prompts import random_prompts
-from tests.test_mesh import on_mesh
-from tests.test_model import CONFIGS, informative_model
-from tests.test_streamed import from_memory
-from tests.tiny_tokenizers import byte_level
-from tests.torch_or_skip import torch
-from tests.twins import twins
+from tests.helpers import torch_oracle
+from tests.helpers.dynamic_oracle import expected_scores
+from tests.helpers.meshes import on_mesh
+from tests.helpers.models import CONFIGS, informative_model
+from tests.helpers.on_disk import from_memory
+from tests.helpers.random_prompts import random_prompts
+from tests.helpers.tiny_tokenizers import byte_level
+from tests.helpers.twins import twins
 
 GROUPS = (("capitals", "<X> is"), ("capitals", "No <X>"), ("copying", "<X> is"))
 LENGTHS = (11, 7, 9, 4, 11, 5, 8, 3, 10, 6, 7, 2, 9, 11, 5, 1, 8)
-
-
-def forced_outputs(theirs, tokens, mask, sources) -> np.ndarray:
-    """z [L B H K] of the last position if its attention were 1 at the source, in an otherwise clean run.
-
-    Every layer's softmax is taken as it is for what goes on, and once more with its last row replaced.
-    """
-    module = sys.modules[type(theirs).__module__]
-    clean = module.eager_attention_forward
-    rows = torch.arange(len(tokens))
-    forced = []
-
-    def attention(layer, query, key, value, *args, **kwargs):
-        output, weights = clean(layer, query, key, value, *args, **kwargs)
-        weights = weights.clone()
-        weights[:, :, -1] = 0
-        weights[rows, :, -1, torch.tensor(sources).long()] = 1
-        values = value.repeat_interleave(weights.shape[1] // value.shape[1], dim=1)
-        forced.append((weights @ values)[:, :, -1])
-        return output, weights
-
-    module.eager_attention_forward = attention
-    try:
-        torch_oracle.run(theirs, tokens, mask)
-    finally:
-        module.eager_attention_forward = clean
-    return torch.stack(forced).numpy()
-
-
-@torch.no_grad()
-def slow_hits(theirs, z: np.ndarray, answers: np.ndarray, top_k: np.ndarray) -> np.ndarray:
-    """Hits [2 B L H], plain and suppression, of outputs z [L B H K], one head at a time, by sorting."""
-    family = theirs.config.model_type
-    layers = theirs.get_submodule(torch_oracle._LAYERS[family])
-    rows = theirs.get_output_embeddings().weight
-    L, B, H, _ = z.shape
-    hits = np.zeros((2, B, L, H), bool)
-    for layer, block in enumerate(layers):
-        project = block.get_submodule(torch_oracle._OUTPUT_PROJECTION[family])
-        for head in range(H):
-            alone = torch.zeros(B, H, z.shape[-1])
-            alone[:, head] = torch.tensor(z[layer, :, head])
-            written = project(alone.flatten(1)) - project(torch.zeros_like(alone).flatten(1))
-            logits = written @ rows.T
-            for b in range(B):
-                descending = logits[b].sort(descending=True).values.tolist()
-                own = logits[b, answers[b]].item()
-                hits[0, b, layer, head] = descending.index(own) < top_k[b]
-                hits[1, b, layer, head] = descending[::-1].index(own) < top_k[b]
-    return hits
-
-
-def expected_scores(theirs, prompts, top_k) -> dict[str, np.ndarray]:
-    """Kind -> [R L H]."""
-    _, z = torch_oracle.run(theirs, prompts.tokens, prompts.mask)
-    forced = forced_outputs(theirs, prompts.tokens, prompts.mask, prompts.sources)
-    hits = [*slow_hits(theirs, z[:, :, -1], prompts.answers, top_k)]
-    hits += [*slow_hits(theirs, forced, prompts.answers, top_k)]
-    groups = [(prompt.relation, prompt.template) for prompt in prompts.prompts]
-    return {
-        kind: np.stack(
-            [of_kind[[g == group for g in groups]].mean(axis=0) for group in dict.fromkeys(groups)]
-        )
-        for kind, of_kind in zip(KINDS, hits, strict=True)
-    }
 
 
 @pytest.mark.parametrize("name", torch_oracle.FAMILIES)

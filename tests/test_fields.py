@@ -20,7 +20,7 @@ from headjax.errors import InputError
 from headjax.model.rotary import rotary_frequencies
 from headjax.parameters.cache import ensure_converted
 from headjax.parameters.converted import read_config, read_provenance
-from tests import torch_oracle
+from tests.helpers import torch_oracle
 
 ROOT = Path(__file__).resolve().parents[1]
 # What every config.json gives, and nothing else: sizes that differ from each other and from every default.

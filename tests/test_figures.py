@@ -1,6 +1,5 @@
 """The figures to the detail: ticks, legends, titles, colours, marks; nothing overlaps or is cut off."""
 
-import itertools
 import os
 import subprocess
 import sys
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgba
-from matplotlib.text import Text
 
 from headjax import figures
 from headjax.axes import Head
@@ -18,6 +16,7 @@ from headjax.circuits.published import CIRCUITS, find_circuit
 from headjax.errors import InputError
 from headjax.figures import Curve, Panel
 from headjax.grid import GridSet, HeadGrid, load_npz, save_npz
+from tests.helpers.figure_checks import assert_tidy
 
 SIZES = [(3, 3), (12, 12), (24, 16), (48, 25), (80, 64), (48, 1), (2, 40)]
 CATEGORIES = ("Algorithmic", "Knowledge", "Linguistic", "Translation")
@@ -52,34 +51,6 @@ def relation_panels(model: str, layers: int, heads: int, marks=None) -> list[Pan
         Panel(scores(layers, heads, i), f"{model}: {name} heads", f"{name} score", marks, figures.NO_MARKS)
         for i, name in enumerate(names)
     ]
-
-
-def assert_tidy(figure) -> None:
-    """Every text, legend and pair of axes lies inside the figure, and none of them touch each other."""
-    renderer = FigureCanvasAgg(figure).get_renderer()
-    figure.draw(renderer)
-    legends = list(figure.legends)
-    inside = {text for legend in legends for text in legend.findobj(Text)}
-    texts = [t for t in figure.findobj(Text) if t not in inside and t.get_visible() and t.get_text().strip()]
-    # An axis keeps tick labels for ticks that are outside its limits, and does not draw them.
-    undrawn = set()
-    for axes in figure.axes:
-        for axis in (axes.xaxis, axes.yaxis):
-            low, high = sorted(axis.get_view_interval())
-            undrawn |= {
-                t
-                for tick in axis.get_major_ticks()
-                if not low <= tick.get_loc() <= high
-                for t in tick.findobj(Text)
-            }
-    boxes = [(f"text {t.get_text()!r}", t.get_window_extent(renderer)) for t in texts if t not in undrawn]
-    boxes += [("legend", legend.get_window_extent(renderer)) for legend in legends]
-    boxes += [("axes", axes.get_window_extent(renderer)) for axes in figure.axes]
-    width, height = figure.bbox.size
-    for name, box in boxes:
-        assert min(box.x0, box.y0, width - box.x1, height - box.y1) >= 1, f"{name} is cut off"
-    for (name, box), (other, other_box) in itertools.combinations(boxes, 2):
-        assert not box.overlaps(other_box), f"{name} overlaps {other}"
 
 
 # ---------------------------------------------------------------------------------------- category map

@@ -20,35 +20,16 @@ from headjax.engine.variants import choose_variant_batch, run_variants
 from headjax.errors import InputError
 from headjax.model import Transformer, build_model, model_parameters
 from headjax.model.edits import HeadEdit
-from tests import torch_oracle
-from tests.random_prompts import random_prompts
-from tests.test_model import CONFIGS, GPT2, informative_model
-from tests.tolerances import assert_close
-from tests.torch_or_skip import torch
-from tests.twins import twins
+from tests.helpers import torch_oracle
+from tests.helpers.ablation_oracle import DTYPES, assert_same_metrics, deaf_model, metrics_of, prompts_for
+from tests.helpers.models import CONFIGS, GPT2, informative_model
+from tests.helpers.random_prompts import random_prompts
+from tests.helpers.tolerances import assert_close
+from tests.helpers.torch_or_skip import torch
+from tests.helpers.twins import twins
 
 POSITIONS = ("last", "all")
 PAIRED_LENGTHS = (11, 7, 4, 11, 4, 7, 7)  # nobody is alone with their length
-
-
-def prompts_for(model: Transformer, **options) -> PromptBatch:
-    """Random prompts with corrupted partners; the clean model knows the answer to every second one."""
-    prompts = random_prompts(model.config.vocab_size, **options)
-    best = np.asarray(model(prompts.tokens, mask=prompts.mask).logits[:, -1]).argmax(axis=1)
-    corrupted = np.random.default_rng(7).integers(0, model.config.vocab_size, prompts.tokens.shape)
-    return dataclasses.replace(
-        prompts,
-        answers=np.where(np.arange(len(best)) % 2, prompts.answers, best).astype(np.int32),
-        corrupted=np.where(prompts.mask, corrupted, 0).astype(np.int32),
-    )
-
-
-def assert_same_metrics(actual: Metrics, expected: Metrics) -> None:
-    for name, one, other in zip(Metrics._fields, actual, expected, strict=True):
-        if name == "accuracy":
-            np.testing.assert_array_equal(one, other)
-        else:
-            assert_close(one, other)
 
 
 def slow_way(
@@ -59,17 +40,6 @@ def slow_way(
         model.config, heads, n_positions=prompts.tokens.shape[1], positions=positions, replacement=replacement
     )
     return metrics_of(model(prompts.tokens, mask=prompts.mask, edit=edit).logits[:, -1], prompts)
-
-
-def metrics_of(logits: np.ndarray, prompts: PromptBatch) -> Metrics:
-    """Of whole rows of logits [B V], in float64."""
-    rows, logits = np.arange(len(logits)), np.asarray(logits, np.float64)
-    own = logits[rows, prompts.answers]
-    return Metrics(
-        logprob=own - np.log(np.exp(logits).sum(axis=1)),
-        logit_diff=own - logits[rows, prompts.distractors],
-        accuracy=(own == logits.max(axis=1)).astype(np.float32),
-    )
 
 
 def full_replacement(model: Transformer, prompts: PromptBatch, ablation: str, positions: str, mean_over: str):
@@ -116,16 +86,6 @@ def test_equals_one_forward_pass_for_each_head(family, ablation, mean_over, posi
     for values in result.ablated:
         assert values.shape == (L, H, B)
     assert result.effect("accuracy").any()
-
-
-def deaf_model(family: str, dtype: str) -> Transformer:
-    """Whatever head 1 of any layer computes, its W_O makes nothing of it: to replace it changes nothing."""
-    parameters = model_parameters(informative_model(CONFIGS[family]))
-    parameters["blocks.attn.W_O"] = parameters["blocks.attn.W_O"].at[:, 1].set(0)
-    return build_model(CONFIGS[family], {name: value.astype(dtype) for name, value in parameters.items()})
-
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 @pytest.mark.parametrize("positions", POSITIONS)

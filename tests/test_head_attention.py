@@ -10,8 +10,8 @@ from jax.sharding import PartitionSpec
 
 from kernels import platform
 from kernels.head_attention import IMPLEMENTATIONS, head_attention, pallas_mosaic_tpu
-from tests.kernel_checks import allowing, attention_dtype, over_heads
-from tests.tolerances import assert_close
+from tests.helpers.kernel_checks import allowing, attention_dtype, over_heads
+from tests.helpers.tolerances import assert_close
 
 # name -> B, S, T, H, G, K
 CASES = {

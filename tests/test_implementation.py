@@ -45,14 +45,14 @@ from kernels.dispatch import Choice, recording
 from kernels.head_attention import api as head_attention
 from kernels.variant_decode import api as variant_decode
 from kernels.vocab_rank import api as vocab_rank
+from tests.helpers.kernel_checks import allowing
+from tests.helpers.models import CONFIGS, TOKENS, informative_model
+from tests.helpers.own_relations import write_relations
+from tests.helpers.random_prompts import random_prompts
+from tests.helpers.relation_oracle import RULE, some_relations
 from tests.helpers.runs import altered, run_config
-from tests.kernel_checks import allowing
-from tests.random_prompts import random_prompts
-from tests.test_model import CONFIGS, TOKENS, informative_model
-from tests.test_relation_scores import RULE, some_relations
-from tests.test_run import write_relations
-from tests.tiny_run import tiny_run
-from tests.tolerances import assert_close
+from tests.helpers.tiny_run import tiny_run
+from tests.helpers.tolerances import assert_close
 
 FORCED = ("pallas_mosaic_tpu", "reference")
 SMALL = dataclasses.replace(CONFIGS["llama"], n_layers=2, n_heads=4)  # few steps: interpreting is slow

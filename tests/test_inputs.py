@@ -15,9 +15,9 @@ from headjax.engine.batches import check_prompts
 from headjax.engine.curves import ablation_curves
 from headjax.engine.replacement import find_replacement
 from headjax.errors import InputError
-from tests.random_prompts import random_prompts
-from tests.test_model import GPT2, informative_model
-from tests.test_streamed import from_memory
+from tests.helpers.models import GPT2, informative_model
+from tests.helpers.on_disk import from_memory
+from tests.helpers.random_prompts import random_prompts
 
 K = np.full(7, 5, np.int32)
 

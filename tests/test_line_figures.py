@@ -7,7 +7,7 @@ from headjax import figures
 from headjax.errors import InputError
 from headjax.figures import Points
 from headjax.report.universality import CategoryShare, GroupSimilarity, RelationCount
-from tests.test_figures import assert_tidy
+from tests.helpers.figure_checks import assert_tidy
 
 MODELS = ("GPT-2 xl", "Phi-2", "Pythia 12B", "Llama-3.1 70B", "A model of a user with a rather long name")
 CATEGORIES = ("Algorithmic", "Knowledge", "Linguistic", "Translation", "Custom")

@@ -22,29 +22,19 @@ from headjax.engine.mesh import WHOLE, make_mesh, parameter_sharding, place
 from headjax.engine.replacement import find_replacement
 from headjax.engine.variant_step import variant_step
 from headjax.errors import InputError
-from headjax.model import Transformer, build_model, model_parameters
-from tests import torch_oracle
-from tests.random_prompts import random_prompts
-from tests.test_model import LLAMA, informative_model
-from tests.test_relation_scores import RULE, random_weights, some_relations
-from tests.tolerances import assert_close
-from tests.twins import twins
+from headjax.model import Transformer, model_parameters
+from tests.helpers import torch_oracle
+from tests.helpers.meshes import assert_same, on_mesh
+from tests.helpers.models import LLAMA, informative_model
+from tests.helpers.random_prompts import random_prompts
+from tests.helpers.relation_oracle import RULE, random_weights, some_relations
+from tests.helpers.twins import twins
 
 # Everything that can be split is: heads, key/value heads, MLP hidden units, vocabulary.
 EVEN = dataclasses.replace(LLAMA, n_heads=8, n_kv_heads=4, d_mlp=44, vocab_size=212)
 
 
 HEADS_RANKED = np.arange(1, 1 + EVEN.n_layers * EVEN.n_heads).reshape(EVEN.n_layers, EVEN.n_heads) / 100
-
-
-def on_mesh(model: Transformer, shape: dict[str, int]) -> Transformer:
-    """The model's parameters spread over all devices."""
-    mesh = make_mesh(shape)
-    placed = {
-        name: jax.device_put(values, parameter_sharding(name, values.shape, mesh))
-        for name, values in model_parameters(model).items()
-    }
-    return build_model(model.config, placed)
 
 
 def prompts_of(model: Transformer):
@@ -89,15 +79,6 @@ CASES = [
     *(("zero ablation", family, {"data": 4, "model": 2}) for family in torch_oracle.FAMILIES),
     ("zero ablation", None, {"data": 8, "model": 1}),
 ]
-
-
-def assert_same(actual, expected) -> None:
-    """Leaf by leaf within the tolerance; what is all zeros, or no float, exactly."""
-    for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
-        if np.any(other) and np.asarray(other).dtype.kind == "f":
-            assert_close(one, other)
-        else:
-            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize(("name", "family", "shape"), CASES)

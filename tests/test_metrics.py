@@ -9,8 +9,8 @@ import pytest
 
 from headjax.engine import metrics
 from headjax.engine.metrics import mean_and_stderr, next_token_metrics
-from tests.test_model import CONFIGS, informative_model
-from tests.tolerances import assert_close
+from tests.helpers.models import CONFIGS, informative_model
+from tests.helpers.tolerances import assert_close
 
 M, B = 7, 5
 

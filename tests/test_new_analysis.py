@@ -19,9 +19,9 @@ from experiments.plan import print_plan
 from experiments.run import run
 from headjax.analyses.registry import ANALYSES
 from headjax.grid import load_npz
+from tests.helpers.kills import killed_after
 from tests.helpers.runs import altered
-from tests.test_resume import killed_after
-from tests.tiny_run import tiny_run
+from tests.helpers.tiny_run import tiny_run
 
 ROOT = Path(__file__).resolve().parents[1]
 FILE = '''

@@ -7,11 +7,10 @@ import pytest
 from headjax import load_model
 from headjax.model.edits import HeadEdit
 from headjax.parameters.cache import ensure_converted
-from tests import torch_oracle
-from tests.tolerances import assert_close
-from tests.torch_or_skip import torch
-
-TRAINED = ("stories260K", "slm4096", "gpt-nano-sort")
+from tests.helpers import torch_oracle
+from tests.helpers.tolerances import assert_close
+from tests.helpers.torch_or_skip import torch
+from tests.helpers.trained_checkpoints import TRAINED
 
 
 @pytest.fixture(scope="module", params=torch_oracle.CONFIGS)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from headjax.analyses.path_patching import PatchedPaths, direct_effects, path_patching
-from tests import path_oracle, torch_oracle
-from tests.test_path_patching import prompts_for, receivers_of
-from tests.twins import twins
+from tests.helpers import path_oracle, torch_oracle
+from tests.helpers.path_prompts import prompts_for, receivers_of
+from tests.helpers.twins import twins
 
 # Neighbours in a key/value group, one with two inputs, and heads in two layers; and a single one.
 SEVERAL, SINGLE = ("L1H3.k", "L2H0.q", "L2H1.v", "L2H1.k"), ("L2H1.q",)

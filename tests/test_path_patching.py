@@ -10,25 +10,14 @@ import pytest
 from headjax.analyses.head_ablation import head_ablation
 from headjax.analyses.path_patching import PatchedPaths, Receiver, direct_effects, path_patching
 from headjax.axes import Head
-from headjax.data.prompts import PromptBatch
 from headjax.errors import InputError
-from headjax.model import Transformer, build_model, model_parameters
-from tests.random_prompts import random_prompts
-from tests.test_head_ablation import DTYPES, deaf_model
-from tests.test_model import CONFIGS, GPT2, informative_model
-from tests.tolerances import assert_close
+from headjax.model import build_model, model_parameters
+from tests.helpers.ablation_oracle import DTYPES, deaf_model
+from tests.helpers.models import CONFIGS, GPT2, informative_model
+from tests.helpers.path_prompts import prompts_for, receivers_of
+from tests.helpers.tolerances import assert_close
 
 POSITIONS = ("last", "all")
-
-
-def prompts_for(model: Transformer, lengths: tuple[int, ...] = (11, 7, 4)) -> PromptBatch:
-    prompts = random_prompts(model.config.vocab_size, lengths=lengths)
-    corrupted = np.random.default_rng(7).integers(0, model.config.vocab_size, prompts.tokens.shape)
-    return dataclasses.replace(prompts, corrupted=np.where(prompts.mask, corrupted, 0).astype(np.int32))
-
-
-def receivers_of(*labels: str) -> tuple[Receiver, ...]:
-    return tuple(map(Receiver.parse, labels))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox"])

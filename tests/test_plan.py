@@ -35,10 +35,10 @@ from headjax.engine.mesh import parameter_sharding
 from headjax.engine.prefill import prefill
 from headjax.errors import InputError
 from headjax.model import Transformer, parameter_shapes
-from tests import tiny_tokenizers
+from tests.helpers import tiny_tokenizers
+from tests.helpers.random_prompts import random_prompts
 from tests.helpers.runs import altered
-from tests.random_prompts import random_prompts
-from tests.tiny_run import tiny_run
+from tests.helpers.tiny_run import tiny_run
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ModelConfig(

@@ -7,13 +7,14 @@ import pytest
 from safetensors.numpy import load_file
 from transformers import AutoTokenizer, GPT2LMHeadModel
 
-from experiments import planted, planted_words
+from experiments import planted
+from experiments.planted import words as planted_words
 from headjax.data.prompts import load_tokenizer, select_pairs, word_tokens
 from headjax.data.relations import CATEGORIES, RELATION_IDS, load_relations
 from headjax.data.templates import DYNAMIC_TEMPLATES, SLOT, TASK_TEMPLATES
 from headjax.errors import InputError
 from headjax.grid import HeadGrid
-from tests.torch_or_skip import torch
+from tests.helpers.torch_or_skip import torch
 
 LAYERS, HEADS = 12, 12
 KINDS = ("static", "static_suppression")

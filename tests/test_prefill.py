@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from headjax.engine.prefill import prefill
-from tests.test_model import CONFIGS, informative_model
-from tests.tolerances import assert_close
+from tests.helpers.models import CONFIGS, informative_model
+from tests.helpers.tolerances import assert_close
 
 TOKENS = np.random.default_rng(5).integers(0, 53, (3, 11)).astype(np.int32)
 MASK = np.arange(11)[None, :] >= np.array([0, 2, 5])[:, None]

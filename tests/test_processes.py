@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from headjax.grid import load_npz
+from tests.helpers.meshes import assert_same
 from tests.helpers.runs import altered
-from tests.test_mesh import assert_same
-from tests.tiny_run import tiny_run
+from tests.helpers.tiny_run import tiny_run
 
 ANALYSES = ("relation_scores", "dynamic_scores", "head_ablation")
 ROOT = Path(__file__).resolve().parents[1]

@@ -25,8 +25,8 @@ from headjax.data.prompts import batch_prompts, load_tokenizer, tokenise_pairs
 from headjax.data.relations import RELATION_IDS, Relation, load_relations
 from headjax.data.templates import DYNAMIC_TEMPLATES, SLOT, TASK_TEMPLATES
 from headjax.errors import InputError
-from tests.test_prompts import CONFIG, spelled
-from tests.tiny_tokenizers import byte_level, whole_words
+from tests.helpers.tiny_tokenizers import byte_level, whole_words
+from tests.helpers.words import CONFIG, spelled
 
 CAPITALS = Relation(
     "capitals",

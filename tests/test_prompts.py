@@ -3,7 +3,6 @@
 import builtins
 import dataclasses
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -14,7 +13,6 @@ from tokenizers import processors
 from transformers import AutoTokenizer
 
 from experiments import trained
-from headjax.config import ModelConfig
 from headjax.data.prompts import (
     Prompt,
     batch_prompts,
@@ -28,26 +26,9 @@ from headjax.data.prompts import (
 from headjax.data.relations import Relation, load_relations
 from headjax.errors import InputError
 from headjax.model import Transformer
-from tests.tiny_tokenizers import WORDS, byte_level, characters, metaspace, sentencepiece, whole_words
+from tests.helpers.tiny_tokenizers import WORDS, byte_level, characters, metaspace, sentencepiece, whole_words
+from tests.helpers.words import CONFIG, REAL_MODEL, ids, spelled
 
-CONFIG = ModelConfig(
-    family="gpt2",
-    n_layers=2,
-    n_heads=3,
-    n_kv_heads=3,
-    d_head=5,
-    d_model=15,
-    d_mlp=17,
-    vocab_size=1000,
-    max_positions=23,
-    norm="layer",
-    norm_eps=1e-5,
-    rotary=None,
-    activation="gelu",
-    gated_mlp=False,
-    parallel_residual=False,
-    tied_embeddings=True,
-)
 LLAMA = dataclasses.replace(CONFIG, family="llama")
 SUBWORD = {
     "byte_level": byte_level(),
@@ -62,10 +43,6 @@ CAPITALS = Relation(
     "capitals",
     (("France", "Paris"), ("Chile", "Lima"), ("Italy", "Rome"), ("Peru", "Cusco"), ("New Spain", "Madrid")),
 )
-
-
-def spelled(tokenizer, ids):
-    return tokenizer.convert_ids_to_tokens([int(i) for i in np.ravel(ids)])
 
 
 # Words
@@ -184,7 +161,6 @@ def test_words_that_cost_a_relation_pairs_are_named_up_to_ten_of_each_kind():
 
 # Tokenizer files
 
-REAL_MODEL = os.environ.get("HEADJAX_REAL_MODEL")
 TEXTS = (
     "The capital of France is Paris, isn't it? In 1984   there were 12,345 of them.\n\tx = len(items))",
     "Zürich naïve Ωmega 北京是中国的首都。 こんにちは 🙂 e\u0301",
@@ -197,14 +173,6 @@ def tokenizer_directories(shared_data: Path) -> list[Path]:
     real = [Path(REAL_MODEL)] if REAL_MODEL else []
     shared = [*shared_data.glob("checkpoints/*"), *shared_data.glob("tokenizers/*")]
     return [*shared, *trained.MODELS.values(), *real]
-
-
-def ids(tokenizer, text: str, special: bool) -> list[int] | None:
-    """None for a text with a character that the vocabulary has no token for."""
-    try:
-        return tokenizer(text, add_special_tokens=special)["input_ids"]
-    except Exception:
-        return None
 
 
 def test_every_tokenizer_at_hand_gives_what_transformers_gives(shared_data):

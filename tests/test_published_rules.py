@@ -10,7 +10,7 @@ from headjax.data.relations import RELATION_IDS
 from headjax.parameters.converted import HEADER, seal
 from headjax.zoo import MODELS, display_name
 from tests.helpers.runs import altered
-from tests.tiny_run import tiny_run
+from tests.helpers.tiny_run import tiny_run
 
 # Elhelo & Geva 2024, section 4.1 and appendix: k is 10, and 1 for copying; for Llama-3.1, whose vocabulary is
 # larger, 25 and 3; Llama-3.1 70B takes the embedding itself, all others pass it through the first MLP.

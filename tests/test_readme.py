@@ -8,8 +8,8 @@ import pytest
 
 from experiments import planted
 from headjax.errors import InputError
-from tests.test_model import CONFIGS, informative_model
-from tests.tolerances import assert_close
+from tests.helpers.models import CONFIGS, informative_model
+from tests.helpers.tolerances import assert_close
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()

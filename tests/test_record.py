@@ -11,7 +11,7 @@ from experiments.config import RunConfig
 from experiments.run import run
 from headjax.errors import InputError
 from tests.helpers.runs import altered
-from tests.tiny_run import tiny_run
+from tests.helpers.tiny_run import tiny_run
 
 FOREIGN = {
     "circuits.csv": "model,task,role,stage,input,head,effect\ntiny,copying,Movers,1,direct,L1H1,-9.0\n",

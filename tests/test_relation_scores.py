@@ -10,34 +10,27 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 
 from headjax.analyses import relation_scores as sweep
-from headjax.analyses.relation_scores import Weights, head_queries, relation_scores, relation_weights
+from headjax.analyses.relation_scores import head_queries, relation_scores, relation_weights
 from headjax.data.hit_rule import HitRule
 from headjax.data.prompts import TokenPairs
-from headjax.data.relations import Relation
 from headjax.engine.hits import screening_stages
 from headjax.engine.mesh import make_mesh
 from headjax.errors import InputError
 from headjax.parameters import InMemory
-from tests import torch_oracle
-from tests.kernel_checks import allowing
-from tests.test_scores import normal, slow_hits
-from tests.torch_or_skip import torch
-from tests.twins import twins
+from tests.helpers import torch_oracle
+from tests.helpers.hit_oracle import normal, slow_hits
+from tests.helpers.kernel_checks import allowing
+from tests.helpers.relation_oracle import (
+    RULE,
+    random_weights,
+    some_relations,
+    theirs_of_relation_scores,
+    token_pairs,
+)
+from tests.helpers.torch_or_skip import torch
+from tests.helpers.twins import twins
 
-RULE = HitRule(top_k=7, top_k_copying=2, first_mlp=True)
 HEADS = {"mha": (7, 7), "gqa": (6, 3), "mqa": (5, 1)}
-
-
-def token_pairs(relation: str, n: int, n_tokens: int, seed: int) -> TokenPairs:
-    """Random pairs; sources repeat within a relation and between relations."""
-    sources, targets = np.random.default_rng(seed).integers(0, n_tokens, (2, n)).astype(np.int32)
-    words = tuple((str(s), str(t)) for s, t in zip(sources, targets, strict=True))
-    return TokenPairs(Relation(relation, words, relation, "Random"), sources, targets, words)
-
-
-def some_relations(n_tokens: int) -> list[TokenPairs]:
-    sizes = {"copying": 31, "capitals": 53, "plurals": 17}
-    return [token_pairs(name, n, n_tokens, seed) for seed, (name, n) in enumerate(sizes.items())]
 
 
 def slow_scores(
@@ -68,16 +61,6 @@ def assert_within(ours, bounds: dict[str, np.ndarray]) -> None:
         assert (least - 1e-6 <= actual).all(), kind
         assert (actual <= most + 1e-6).all(), kind
         assert (most - least).mean() < 0.01, "the weights are too close to ties to test anything"
-
-
-def random_weights(heads: int, kv_heads: int, L: int = 3, K: int = 5, D: int = 37, V: int = 2003):
-    """Weights of a model whose first MLP is a random linear map, and what the oracle needs of them."""
-    W_E, unembed, mlp = normal(0, V, D), normal(1, V, D), normal(2, D, D)
-    W_V, W_O = normal(3, L, D, kv_heads, K), normal(4, L, heads, K, D)
-    layers = zip(jnp.asarray(W_V), jnp.asarray(W_O), strict=True)
-    weights = Weights(jnp.asarray(W_E), lambda x: x @ jnp.asarray(mlp), jnp.asarray(unembed), layers)
-    later = W_E.astype(np.float64) @ mlp
-    return weights, ([W_E, *[later] * (L - 1)], np.repeat(W_V, heads // kv_heads, axis=2), W_O, unembed)
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -130,33 +113,6 @@ def test_the_first_mlp_can_be_left_out():
     rule, pairs = RULE._replace(first_mlp=False), some_relations(2003)
     expected = slow_scores([inputs[0]] * len(inputs), *oracle, pairs, rule)
     assert_within(relation_scores(weights, pairs, rule), expected)
-
-
-def theirs_of_relation_scores(model) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
-    """Every layer's x [V D], W_V [L D H K], W_O [L H K D] and unembedding [V D], from torch's modules."""
-    config, family = model.config, model.config.model_type
-    layers = model.get_submodule(torch_oracle._LAYERS[family])
-    H, D = config.num_attention_heads, config.hidden_size
-    W_V, W_O = [], []
-    for block in layers:
-        if family == "gpt2":
-            values, outputs = block.attn.c_attn.weight[:, 2 * D :], block.attn.c_proj.weight
-        elif family == "gpt_neox":
-            values = block.attention.query_key_value.weight.unflatten(0, (H, 3, -1))[:, 2].flatten(0, 1).T
-            outputs = block.attention.dense.weight.T
-        else:
-            values = block.self_attn.v_proj.weight.T
-            outputs = (block.self_attn.o_proj if family == "llama" else block.self_attn.dense).weight.T
-        outputs = outputs.unflatten(0, (H, -1))
-        values = values.unflatten(1, (-1, outputs.shape[1]))
-        W_V.append(values.repeat_interleave(H // values.shape[1], dim=1))
-        W_O.append(outputs)
-    norm = {"gpt2": "ln_2", "phi": "input_layernorm"}.get(family, "post_attention_layernorm")
-    W_E = model.get_input_embeddings().weight
-    later = layers[0].mlp(getattr(layers[0], norm)(W_E))
-    unembed = model.get_output_embeddings().weight
-    inputs = [x.numpy() for x in (W_E, *[later] * (len(layers) - 1))]
-    return inputs, torch.stack(W_V).numpy(), torch.stack(W_O).numpy(), unembed.numpy()
 
 
 @pytest.mark.parametrize("name", torch_oracle.CONFIGS)

@@ -7,9 +7,9 @@ import pytest
 
 from headjax.engine.curves import take_prompts
 from headjax.engine.replacement import find_replacement
-from tests.random_prompts import random_prompts
-from tests.test_model import CONFIGS, informative_model
-from tests.tolerances import assert_close
+from tests.helpers.models import CONFIGS, informative_model
+from tests.helpers.random_prompts import random_prompts
+from tests.helpers.tolerances import assert_close
 
 
 @pytest.mark.parametrize("positions", ["last", "all"])

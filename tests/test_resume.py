@@ -1,6 +1,5 @@
 """A run that is killed goes on where it was, bit for bit; and what must never be mixed never is."""
 
-import contextlib
 import dataclasses
 import errno
 import io
@@ -11,7 +10,6 @@ import random
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,10 +28,11 @@ from headjax.engine.metrics import Metrics
 from headjax.errors import InputError
 from headjax.grid import HeadGrid
 from headjax.parameters.converted import HEADER, seal
-from tests import tiny_tokenizers, torch_oracle
+from tests.helpers import tiny_tokenizers, torch_oracle
+from tests.helpers.kills import killed_after
+from tests.helpers.other_fields import OTHER
 from tests.helpers.runs import altered
-from tests.test_run_fields import OTHER
-from tests.tiny_run import PAIRS, tiny_run, write_model
+from tests.helpers.tiny_run import PAIRS, tiny_run, write_model
 
 N_KILLS = 20
 
@@ -144,27 +143,6 @@ def static(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple
     whole = altered(short, out=str(tmp_path_factory.mktemp("static")))
     run(whole, progress=False)
     return short, results(whole.out)
-
-
-class Killed(Exception):
-    pass
-
-
-@contextlib.contextmanager
-def killed_after(n_units: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Ends the run inside once it has stored so many units."""
-    store, stored = Units._store, []
-
-    def count(self: Units, name: str, content: bytes) -> None:
-        if len(stored) == n_units:
-            raise Killed
-        stored.append(name)
-        store(self, name, content)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Units, "_store", count)
-        with pytest.raises(Killed):
-            yield
 
 
 def n_found(out: Path) -> int:

@@ -17,24 +17,12 @@ from experiments.config import RunConfig
 from experiments.run import parse_overrides, run
 from headjax.errors import InputError, run_main
 from headjax.grid import load_npz
+from tests.helpers.own_relations import write_relations
 from tests.helpers.runs import altered, run_config
-from tests.test_parity import TRAINED
-from tests.tiny_run import tiny_run
+from tests.helpers.tiny_run import tiny_run
+from tests.helpers.trained_checkpoints import TRAINED
 
 ROOT = Path(__file__).resolve().parents[1]
-# Words that are single tokens of each trained checkpoint's small vocabulary.
-COPYING = {
-    "stories260K": ["Lily", "Tim", "mom", "day", "big", "friend", "happy"],
-    "slm4096": ["b", "c", "d", "e", "t", "a", "s"],
-    "gpt-nano-sort": ["A", "B", "C"],
-}
-
-
-def write_relations(name: str, directory: Path) -> str:
-    """Copying over words of the model's own, and a relation that has too few pairs for it."""
-    (directory / "copying.json").write_text(json.dumps([[word, word] for word in COPYING[name]]))
-    (directory / "too_few.json").write_text(json.dumps([["unheard-of", "word"]]))
-    return str(directory)
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from headjax.errors import InputError, run_main
 from headjax.grid import GridSet, HeadGrid
 from headjax.io import atomic_write, safe_name
 from tests.helpers.runs import altered
-from tests.tiny_run import tiny_run
+from tests.helpers.tiny_run import tiny_run
 
 TWIN = {"prompt": "The capital of Italy is", "answer": "Rome", "corrupted": "The capital of Spain is"}
 ABLATE = ("relation_scores", "head_ablation")

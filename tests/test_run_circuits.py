@@ -22,8 +22,8 @@ from headjax.report.table import read_rows
 from headjax.result import Result
 from headjax.study import Data, Study
 from headjax.zoo import Source
+from tests.helpers.models import GPT2
 from tests.helpers.runs import altered, run_config
-from tests.test_model import GPT2
 
 TASKS = ("country_to_capital", "name_copying")
 HELP, WORK_AGAINST = (f"Stage 1, direct: {does} logit difference" for does in ("raises", "lowers"))

@@ -32,8 +32,9 @@ from headjax.analyses.registry import ANALYSES
 from headjax.errors import InputError
 from headjax.grid import GridSet, HeadGrid, load_npz
 from headjax.study import Data
+from tests.helpers.other_fields import OTHER
 from tests.helpers.runs import altered, places
-from tests.tiny_run import tiny_run
+from tests.helpers.tiny_run import tiny_run
 
 STATIC, DYNAMIC, ABLATE = ("relation_scores",), ("dynamic_scores",), ("head_ablation",)
 CURVES = ("relation_scores", "ablation_curves")
@@ -357,15 +358,6 @@ def test_the_threshold_is_held_against_every_score(found):
 
 
 # --- what has no effect -----------------------------------------------------------------------------
-
-# Fields outside analyses, with other values than they have.
-OTHER = {
-    **{"top_k": 10, "top_k_copying": 5, "first_mlp": False, "threshold": 0.5, "count_suppression": False},
-    **{"dtype": "bfloat16", "batch_size": 3, "templates": ("No <X> means",), "n_prompts": 2, "bos": True},
-    **{"variant_batch": 2, "stream": True, "latex": True, "circuits": ("L1H2",), "heat_maps": ("copying",)},
-    **{"orientation": "head_x", "origin": "upper", "relations": ("copying",), "min_pairs": 5},
-    **{"implementation": "reference", "mesh": {"data": 2, "model": 4}, "precision": "default"},
-}
 
 
 @pytest.mark.parametrize("prompts", [None, "{}/asked.jsonl"], ids=["relations", "file"])

@@ -17,10 +17,10 @@ from headjax.data.prompts import load_tokenizer, token_text, word_tokens
 from headjax.errors import InputError
 from headjax.grid import load_npz
 from headjax.parameters import InMemory
-from tests import torch_oracle
+from tests.helpers import torch_oracle
 from tests.helpers.runs import altered, run_config
-from tests.tiny_tokenizers import whole_words
-from tests.twins import twins
+from tests.helpers.tiny_tokenizers import whole_words
+from tests.helpers.twins import twins
 
 NAMES = IOI_NAMES.split()
 MODELS = {"gpt2-xl": "gpt2", "mine": "llama-gqa-llama3-rope"}  # directory -> architecture

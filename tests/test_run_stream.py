@@ -11,7 +11,7 @@ from experiments.run import run
 from headjax.errors import InputError
 from headjax.grid import GridSet, load_npz, measure
 from tests.helpers.runs import altered, run_config
-from tests.test_run_sweeps import PROMPTS
+from tests.helpers.story_prompts import PROMPTS
 
 STREAMED = ("relation_scores", "dynamic_scores", "logit_attribution", "head_ablation")
 

@@ -14,19 +14,10 @@ from experiments.run import run
 from headjax.axes import Head
 from headjax.errors import InputError
 from headjax.grid import load_npz
-from tests import torch_oracle
+from tests.helpers import torch_oracle
 from tests.helpers.runs import altered, run_config
-from tests.torch_or_skip import torch
-
-PROMPTS = (
-    ("Once upon a time, there was a little girl named", "Lily", "Tim"),
-    ("One day, a boy named", "Tim", "Lily"),
-    ('Lily said, "I want to', "play", "be"),
-    ("She was very happy. Her mom", "said", "was"),
-    ("They like to", "play", "day"),
-    ("Tim saw a", "big", "little"),
-    ("The dog was very", "happy", "big"),
-)
+from tests.helpers.story_prompts import PROMPTS
+from tests.helpers.torch_or_skip import torch
 
 
 def read(config: RunConfig, name: str) -> list[dict[str, str]]:

@@ -8,10 +8,10 @@ from headjax.analyses.relation_scores import relation_weights
 from headjax.analyses.salient_operations import salient_operations
 from headjax.axes import Head
 from headjax.parameters import InMemory
-from tests import torch_oracle
-from tests.test_relation_scores import random_weights, theirs_of_relation_scores
-from tests.torch_or_skip import torch
-from tests.twins import twins
+from tests.helpers import torch_oracle
+from tests.helpers.relation_oracle import random_weights, theirs_of_relation_scores
+from tests.helpers.torch_or_skip import torch
+from tests.helpers.twins import twins
 
 N_TOKENS, N_MAPPED = 7, 3
 

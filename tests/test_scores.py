@@ -11,7 +11,7 @@ from jax.extend.core import jaxprs_in_params
 
 from headjax.engine import hits as scores
 from headjax.engine.hits import Chunk, Hits, add_counts, no_counts, relation_hits, screening_stages
-from tests.torch_or_skip import torch
+from tests.helpers.hit_oracle import normal, slow_hits
 
 # Heads with few pairs (pooled), with many (crowded), and with both in turn; K, D and V in all orders.
 SHAPES = {
@@ -25,34 +25,9 @@ SHAPES = {
 DRAWS = (7, 41)
 
 
-def normal(seed: int, *shape: int) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-
-
 def integers(seed: int, *shape: int) -> np.ndarray:
     """Few values, so that many logits tie, and all of them exact in float32."""
     return np.random.default_rng(seed).integers(-1, 2, shape).astype(np.float32)
-
-
-def slow_hits(q, W_O, unembed, targets, k, tolerance: float = 0.0) -> Hits:
-    """Forms the logits of every head over the whole vocabulary, in float64, and counts.
-
-    With a tolerance (of the largest logit), hits even if logits that close to the target's lie beyond it;
-    with a negative one, hits only if they may lie there too.
-    """
-    q, W_O, unembed = (torch.tensor(np.asarray(a, np.float64)) for a in (q, W_O, unembed))
-    pair, k = torch.arange(q.shape[1]), torch.tensor(np.asarray(k))
-    found = []
-    for head in range(q.shape[0]):
-        logits = q[head] @ W_O[head] @ unembed.T
-        own = logits[pair, torch.tensor(np.asarray(targets)).long()][:, None]
-        others = torch.ones_like(logits, dtype=bool)
-        others[pair, torch.tensor(np.asarray(targets)).long()] = False
-        near = tolerance * logits.abs().max()
-        above = (others & (logits > own + near)).sum(dim=1)
-        below = (others & (logits < own - near)).sum(dim=1)
-        found.append(torch.stack([above < k, below < k]).numpy())
-    return Hits(*np.moveaxis(found, 1, 0))
 
 
 def assert_same_hits(ours: Hits, q, W_O, unembed, targets, k) -> None:

@@ -17,9 +17,9 @@ from headjax.parameters.cache import ensure_converted
 from headjax.parameters.converted import Converted
 from headjax.parameters.hugging_face import HuggingFace
 from headjax.parameters.read_ahead import read_ahead
-from tests import torch_oracle
-from tests.test_relation_scores import RULE, some_relations
-from tests.torch_or_skip import torch
+from tests.helpers import torch_oracle
+from tests.helpers.relation_oracle import RULE, some_relations
+from tests.helpers.torch_or_skip import torch
 
 
 def save(name: str, directory: Path, dtype: torch.dtype = torch.float32, **how) -> Path:

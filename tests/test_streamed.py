@@ -19,39 +19,19 @@ from headjax.analyses.head_ablation import streamed_head_ablation
 from headjax.analyses.logit_attribution import streamed_logit_attribution
 from headjax.engine.metrics import METRICS
 from headjax.errors import InputError
-from headjax.model import Transformer, model_parameters, parameter_shapes
-from headjax.parameters import InMemory
+from headjax.model import Transformer, parameter_shapes
 from headjax.parameters.converted import Converted
 from headjax.parameters.hugging_face import HuggingFace
-from headjax.parameters.layered import LayeredModel, layered_model
-from tests import torch_oracle
-from tests.random_prompts import random_prompts
-from tests.test_head_ablation import DTYPES, assert_same_metrics, deaf_model, prompts_for
-from tests.test_model import CONFIGS, informative_model
-from tests.tolerances import assert_close
-from tests.twins import twins
+from headjax.parameters.layered import layered_model
+from tests.helpers import torch_oracle
+from tests.helpers.ablation_oracle import DTYPES, assert_same_metrics, deaf_model, prompts_for
+from tests.helpers.models import CONFIGS, informative_model
+from tests.helpers.on_disk import OnDisk, from_memory
+from tests.helpers.random_prompts import random_prompts
+from tests.helpers.tolerances import assert_close
+from tests.helpers.twins import twins
 
 BATCHED = {"batch_size": 3}  # seven prompts: three chunks, the last one filled up
-
-
-class OnDisk(InMemory):
-    """A model in memory, read as if from disk; `log` takes note of what is read."""
-
-    def __init__(self, model: Transformer, log: list | None = None):
-        super().__init__(model)
-        self.log = [] if log is None else log
-        self.values = {name: np.array(value) for name, value in model_parameters(model).items()}
-
-    def read(self, names, layer=None, dtype=None):
-        self.log.append(layer)
-        return {
-            name: jnp.asarray(self.values[name] if layer is None else self.values[name][layer])
-            for name in names
-        }
-
-
-def from_memory(model: Transformer, log: list | None = None) -> LayeredModel:
-    return layered_model(OnDisk(model, log))
 
 
 @pytest.mark.parametrize("name", torch_oracle.FAMILIES)

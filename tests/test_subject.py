@@ -8,8 +8,8 @@ import jax
 from experiments.run import run
 from headjax import load_model, study
 from tests.helpers.runs import altered
-from tests.tiny_run import tiny_run, write_model
-from tests.tiny_tokenizers import byte_level
+from tests.helpers.tiny_run import tiny_run, write_model
+from tests.helpers.tiny_tokenizers import byte_level
 
 
 def test_a_run_lets_go_of_a_model_before_it_loads_the_next(tmp_path, monkeypatch):

@@ -13,9 +13,9 @@ from headjax.errors import InputError
 from headjax.report.prompt_tables import describe_bos, describe_words, dropped_pairs, prompt_tables
 from headjax.study import Study
 from tests.helpers.runs import altered, run_config
-from tests.test_prompts import REAL_MODEL
-from tests.tiny_run import PAIRS, tiny_run
-from tests.tiny_tokenizers import byte_level
+from tests.helpers.tiny_run import PAIRS, tiny_run
+from tests.helpers.tiny_tokenizers import byte_level
+from tests.helpers.words import REAL_MODEL
 
 LINES = (
     {"prompt": "The capital of Peru is", "answer": "Lima", "distractor": "Rome", "source": "Peru"},

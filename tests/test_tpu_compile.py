@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.compile_for_tpu import ENVIRONMENT, PROGRAMS
+from tests.helpers.compile_for_tpu import ENVIRONMENT, PROGRAMS
 
 ROOT = Path(__file__).resolve().parents[1]
 CHIPS = (("v5e:2x2", "float32"), ("v5e:2x2", "bfloat16"), ("v5p:2x2x1", "float32"))
@@ -30,7 +30,7 @@ pytestmark = [
 def compiled(request: pytest.FixtureRequest) -> dict[str, str | None]:
     """Program -> what the compiler says against it, for one chip."""
     process = subprocess.run(
-        [sys.executable, "-m", "tests.compile_for_tpu", *request.param],
+        [sys.executable, "-m", "tests.helpers.compile_for_tpu", *request.param],
         env=os.environ | ENVIRONMENT,
         cwd=ROOT,
         capture_output=True,

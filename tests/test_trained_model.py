@@ -24,8 +24,8 @@ from headjax.data.relations import load_relations
 from headjax.errors import InputError
 from headjax.grid import GridSet, HeadGrid, save_npz
 from headjax.parameters.cache import ensure_converted
-from tests import torch_oracle
-from tests.tolerances import assert_close
+from tests.helpers import torch_oracle
+from tests.helpers.tolerances import assert_close
 
 ROOT = Path(__file__).resolve().parents[1]
 FAMILIES = [name.removeprefix("trained-") for name in trained.MODELS if name != "trained"]

@@ -13,11 +13,11 @@ from headjax.analyses.logit_attribution import logit_attribution
 from headjax.data.prompt_sets import read_prompts
 from headjax.data.prompts import batch_prompts, load_tokenizer
 from headjax.parameters.cache import ensure_converted
-from tests import torch_oracle
-from tests.test_dynamic_scores import expected_scores
-from tests.test_gradient_attribution import torch_gradient
-from tests.test_logit_attribution import torch_parts
-from tests.tolerances import assert_close
+from tests.helpers import torch_oracle
+from tests.helpers.dynamic_oracle import expected_scores
+from tests.helpers.gradient_oracle import torch_gradient
+from tests.helpers.logit_oracle import torch_parts
+from tests.helpers.tolerances import assert_close
 
 LINES = (
     ("Lily had a big red ball. She wanted to play with it. One day,", "Lily", "Tim", "Lily"),

@@ -13,7 +13,7 @@ from flax import nnx
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from checkpoints_convert.rules import split_layout
-from experiments.planted_words import BOS, UNKNOWN, make_tokenizer, split_words
+from experiments.planted.words import BOS, UNKNOWN, make_tokenizer, split_words
 from experiments.trained import export, phrases, questions, train
 from experiments.trained.questions import ask
 from experiments.trained.settings import PRESETS, config_fields
@@ -24,8 +24,8 @@ from headjax.data.relations import RELATION_IDS, load_relations
 from headjax.data.templates import SLOT, TASK_TEMPLATES
 from headjax.model import Transformer, model_parameters
 from headjax.parameters.cache import ensure_converted
-from tests import torch_oracle
-from tests.tolerances import assert_close
+from tests.helpers import torch_oracle
+from tests.helpers.tolerances import assert_close
 
 N_PAIRS = 11
 

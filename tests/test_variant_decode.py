@@ -11,8 +11,8 @@ from jax.sharding import PartitionSpec
 from kernels import platform
 from kernels.head_attention import head_attention
 from kernels.variant_decode import IMPLEMENTATIONS, variant_decode
-from tests.kernel_checks import allowing, attention_dtype, over_heads
-from tests.tolerances import assert_close
+from tests.helpers.kernel_checks import allowing, attention_dtype, over_heads
+from tests.helpers.tolerances import assert_close
 
 # name -> M, B, S, H, G, K
 CASES = {

@@ -8,8 +8,8 @@ from jax.sharding import PartitionSpec
 
 from kernels import hopper, platform
 from kernels.vocab_rank import IMPLEMENTATIONS, pallas_mosaic_gpu, pallas_mosaic_tpu, vocab_rank, xla
-from tests.kernel_checks import allowing, over_heads
-from tests.tolerances import assert_close
+from tests.helpers.kernel_checks import allowing, over_heads
+from tests.helpers.tolerances import assert_close
 
 # name -> H, N, K, D, V; the vocabulary is never a multiple of a tile
 CASES = {

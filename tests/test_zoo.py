@@ -26,10 +26,10 @@ from headjax.io import check_file_names
 from headjax.parameters.cache import ensure_converted
 from headjax.parameters.converted import read_provenance
 from headjax.zoo import MODELS, display_name, display_names, find_entry, find_source
-from tests import torch_oracle
+from tests.helpers import torch_oracle
 from tests.helpers.runs import altered
-from tests.tiny_run import tiny_run
-from tests.torch_or_skip import torch
+from tests.helpers.tiny_run import tiny_run
+from tests.helpers.torch_or_skip import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from checkpoints_convert.families import FAMILIES
 from checkpoints_convert.fields import Fields
 from checkpoints_convert.rules import Rule, axis_sizes, stored_shape
-from experiments.planted_words import BOS, UNKNOWN
+from experiments.planted.words import BOS, UNKNOWN
 from headjax.config import ModelConfig
 from headjax.model import parameter_shapes
 

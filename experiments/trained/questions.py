@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from experiments.planted_words import split_words
+from experiments.planted.words import split_words
 from experiments.trained.phrases import HELD_OUT, SOURCE, TARGET, TRAINED, capital
 from experiments.trained.text import is_held_out
 from headjax.data.prompt_sets import colored_object_prompts, ioi_prompts

@@ -13,7 +13,7 @@ from collections import defaultdict
 import numpy as np
 from jaxtyping import Int
 
-from experiments.planted_words import BOS, split_words
+from experiments.planted.words import BOS, split_words
 from experiments.trained.phrases import BARE, OPENINGS, TRAINED, capital, fill
 from headjax.data.prompt_sets import colored_object_prompts, ioi_prompts
 from headjax.data.prompts import Tokenizer

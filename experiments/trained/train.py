@@ -25,7 +25,7 @@ from jax import Array
 from jaxtyping import Float, Int
 from transformers import PreTrainedTokenizerFast
 
-from experiments.planted_words import BOS, UNKNOWN, make_tokenizer
+from experiments.planted.words import BOS, UNKNOWN, make_tokenizer
 from experiments.stages import versions
 from experiments.trained.export import free_parameters, read_fields, write_model
 from experiments.trained.questions import accuracies, make_questions

@@ -8,7 +8,7 @@ what it was asked.
 import re
 from collections import Counter
 
-from experiments.planted_words import BOS, UNKNOWN, one_word_pairs, split_words, template_words
+from experiments.planted.words import BOS, UNKNOWN, one_word_pairs, split_words, template_words
 from experiments.trained.phrases import BARE, OPENINGS, PHRASES, capital
 from headjax.data.prompt_sets import (
     COLORS,

@@ -25,8 +25,8 @@ from headjax.data.relations import Relation
 from headjax.errors import InputError, shown
 from headjax.io import read_json
 
-# A `PreTrainedTokenizerBase` of transformers, which takes seconds to import (torch with it, where it is there):
-# it is imported when a tokenizer is loaded.
+# A `PreTrainedTokenizerBase` of transformers. That takes seconds to import, and torch with it where there is
+# one: it is imported when a tokenizer is loaded.
 Tokenizer = Any
 
 TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")

@@ -46,7 +46,7 @@ from headjax.model import parameter_shapes
 from headjax.parameters.cache import ensure_converted
 from headjax.parameters.converted import read_config, read_parameters, read_provenance, write_checkpoint
 from headjax.report.curve_tables import CurveRow
-from tests import tiny_tokenizers
+from tests.helpers import tiny_tokenizers
 from tests.helpers.damage import Damage, damage_bytes, damage_json
 
 REFUSED, RIGHT = "refused", "accepted, right"

@@ -1,4 +1,4 @@
-"""`python -m tests.compile_for_tpu CHIP DTYPE`: libtpu compiles the TPU kernels for a described chip.
+"""`python -m tests.helpers.compile_for_tpu CHIP DTYPE`: libtpu compiles the TPU kernels for a described chip.
 
 CHIP is a topology, `v5e:2x2`. A process of its own, because a loaded libtpu takes its lock, writes logs and
 looks for its machine. Prints one line of JSON for each program: its name and the compiler's error, or null.
@@ -17,7 +17,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 from kernels import platform
 from kernels.head_attention import head_attention
-from tests.test_kernel_lowering import MODELS, OPS, attention, shape
+from tests.helpers.lowering import MODELS, OPS, attention, shape
 
 NAME = "pallas_mosaic_tpu"
 # What keeps libtpu from asking a cloud's metadata server which machine this is, and from refusing to be

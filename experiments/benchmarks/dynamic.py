@@ -14,8 +14,8 @@ import torch
 import transformers
 from transformers.models.gpt2 import modeling_gpt2
 
-from experiments.measure import matmul_rate, seconds, usable_cores
-from experiments.torch_gpt2 import SHAPES, gpt2_twins
+from experiments.benchmarks.measure import matmul_rate, seconds, usable_cores
+from experiments.benchmarks.torch_gpt2 import SHAPES, gpt2_twins
 from headjax.analyses.dynamic_scores import KINDS, dynamic_scores
 from headjax.config import ModelConfig
 from headjax.data.prompts import Prompt, PromptBatch

@@ -22,8 +22,8 @@ import numpy as np
 
 from checkpoints_convert.engine import Source, open_source
 from checkpoints_convert.reader import Tensor
-from experiments.measure import bytes_read, matmul_rate, peak_resident, usable_cores
-from experiments.synthetic import llama_config, random_numbers, write_checkpoint, write_rows
+from experiments.benchmarks.measure import bytes_read, matmul_rate, peak_resident, usable_cores
+from experiments.benchmarks.synthetic import llama_config, random_numbers, write_checkpoint, write_rows
 from headjax.analyses.relation_scores import LAYER, first_mlp_names, relation_scores, relation_weights
 from headjax.data.hit_rule import published_rule
 from headjax.data.prompts import TokenPairs
@@ -136,7 +136,7 @@ def bench_stream() -> None:
         total = sum(file.stat().st_size for file in directory.iterdir())
         print(f"checkpoint of {total / 1e9:.1f} GB made in {time.perf_counter() - start:.0f} s", flush=True)
         child = subprocess.run(
-            [sys.executable, "-m", "experiments.bench_stream", folder], capture_output=True, text=True
+            [sys.executable, "-m", "experiments.benchmarks.stream", folder], capture_output=True, text=True
         )
         if child.returncode:
             raise RuntimeError(child.stderr)

@@ -9,7 +9,7 @@ import transformers
 from headjax import load_model
 from headjax.model import Transformer
 from headjax.parameters.cache import ensure_converted
-from tests import torch_oracle
+from tests.helpers import torch_oracle
 
 
 @functools.cache

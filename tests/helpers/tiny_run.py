@@ -11,7 +11,7 @@ from headjax.config import ModelConfig, Rotary
 from headjax.model import parameter_shapes
 from headjax.parameters.converted import write_checkpoint
 from headjax.study import Compute, Data
-from tests import tiny_tokenizers
+from tests.helpers import tiny_tokenizers
 
 PAIRS = {
     "capitals": [("France", "Paris"), ("Italy", "Rome"), ("Spain", "Madrid"), ("Peru", "Lima")],

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from experiments.planted_weights import MAPPED, MAPPED_GAIN, SOURCE, Codes, HeadWeights
+from experiments.planted.weights import MAPPED, MAPPED_GAIN, SOURCE, Codes, HeadWeights
 
 SURE = 0.5  # a planted head scores more on all that it carries
 CLEAR = 0.125  # and every head less on everything else

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from checkpoints_convert.engine import open_source
-from experiments.measure import bytes_read, matmul_rate, peak_resident, seconds, usable_cores
-from experiments.synthetic import llama_config, write_checkpoint
+from experiments.benchmarks.measure import bytes_read, matmul_rate, peak_resident, seconds, usable_cores
+from experiments.benchmarks.synthetic import llama_config, write_checkpoint
 from headjax.analyses.head_ablation import head_ablation, streamed_head_ablation
 from headjax.data.prompts import Prompt, PromptBatch
 from headjax.engine.metrics import Metrics
@@ -97,7 +97,7 @@ def bench_wavefront() -> None:
         write_checkpoint(directory, CONFIG)
         stored = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
         child = subprocess.run(
-            [sys.executable, "-m", "experiments.bench_wavefront", str(directory), str(out)],
+            [sys.executable, "-m", "experiments.benchmarks.wavefront", str(directory), str(out)],
             capture_output=True,
             text=True,
         )

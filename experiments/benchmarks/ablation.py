@@ -17,8 +17,8 @@ import torch
 import transformers
 from jaxtyping import Float
 
-from experiments.measure import matmul_rate, seconds, usable_cores
-from experiments.torch_gpt2 import SHAPES, gpt2_twins
+from experiments.benchmarks.measure import matmul_rate, seconds, usable_cores
+from experiments.benchmarks.torch_gpt2 import SHAPES, gpt2_twins
 from headjax.analyses.head_ablation import head_ablation, single_gains
 from headjax.axes import Head
 from headjax.config import ModelConfig

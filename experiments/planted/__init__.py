@@ -2,7 +2,7 @@
 
 `build` writes it, with the relations that it was made for beside it (``relations/``) and the list of what
 was planted where (``planted.json``); `compare` holds the scores of a run against that list. Which words it
-knows is in planted_words.py, how a head is planted in planted_weights.py.
+knows is in planted/words.py, how a head is planted in planted/weights.py.
 """
 
 import hashlib
@@ -17,10 +17,10 @@ import numpy as np
 from jaxtyping import Float
 from safetensors.numpy import save_file
 
-from experiments import planted_weights as weights
-from experiments.planted_scores import Pairs, as_planted, make_pairs
-from experiments.planted_weights import HeadWeights, Planting
-from experiments.planted_words import (
+from experiments.planted import weights as weights
+from experiments.planted.scores import Pairs, as_planted, make_pairs
+from experiments.planted.weights import HeadWeights, Planting
+from experiments.planted.words import (
     BOS,
     UNKNOWN,
     choose_relations,

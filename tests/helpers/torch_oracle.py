@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import transformers
 
-from tests.torch_or_skip import torch
+from tests.helpers.torch_or_skip import torch
 
 # One frequency of four is kept, one interpolated, two stretched (at d_head 8).
 LLAMA3_ROPE = {

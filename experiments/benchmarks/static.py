@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from jax import Array
 
-from experiments.measure import matmul_rate, seconds, usable_cores
+from experiments.benchmarks.measure import matmul_rate, seconds, usable_cores
 from headjax.analyses.relation_scores import HitShares, Weights, head_queries, relation_scores
 from headjax.data.hit_rule import HitRule
 from headjax.data.prompts import TokenPairs

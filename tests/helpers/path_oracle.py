@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import transformers
 
-from tests.torch_or_skip import torch
-from tests.torch_oracle import _LAYERS, _OUTPUT_PROJECTION
+from tests.helpers.torch_or_skip import torch
+from tests.helpers.torch_oracle import _LAYERS, _OUTPUT_PROJECTION
 
 # Where q, k and v come out: one module with its axes, or three modules.
 _INPUTS = {
