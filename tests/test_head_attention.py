@@ -27,7 +27,7 @@ CASES = {
 SLOW = ("1000 positions",)
 TESTED = sorted(set(IMPLEMENTATIONS) - {"reference"})
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CASES]
-ALL_AT_ONCE = ("valid", "gain", "replacement", "knock_out", "forced")
+ALL_AT_ONCE = ("valid", "gain", "replacement")
 
 
 def inputs(case: str, dtype="float32"):
@@ -45,8 +45,6 @@ def options(case: str, names=ALL_AT_ONCE):
         "valid": jnp.arange(T)[None, :] >= jnp.asarray(rng.integers(0, 3, size=(B, 1))),
         "gain": jnp.asarray(rng.choice([0, 1, 0.3], size=(B, 1, H)), jnp.float32),
         "replacement": jnp.asarray(rng.normal(size=(1, S, H, K)), jnp.float32),
-        "knock_out": jnp.asarray(rng.integers(-1, T, size=(1, S, H, 3)), jnp.int32),
-        "forced": jnp.asarray(rng.choice([-1, 0, T // 2], size=(B, S, 1)), jnp.int32),
     }
     return {name: every[name] for name in names}
 
@@ -100,7 +98,7 @@ class TestEveryImplementation:
             attention_dtype(implementation),
         )
 
-    @pytest.mark.parametrize("name", ["gain", "knock_out", "forced"])
+    @pytest.mark.parametrize("name", ["valid", "gain"])
     def test_each_option_alone(self, name: str, implementation: str):
         assert_same(
             *both("decode", implementation, attention_dtype(implementation), **options("decode", (name,))),
@@ -145,13 +143,12 @@ class TestEveryImplementation:
         q, k, v = inputs("suffix", attention_dtype(implementation))
         extras = options("suffix")
         k, v = (x.at[0, 0].set(jnp.nan) for x in (k, v))  # behind the mask
-        extras["valid"] = extras["valid"].at[:, 0].set(False)
-        masks = {name: extras.pop(name) for name in ("valid", "knock_out", "forced")}
+        valid = extras.pop("valid").at[:, 0].set(False)
         weight = jnp.asarray(np.random.default_rng(2).normal(size=q.shape), jnp.float32)
 
         def loss(q, k, v, extras, implementation: str):
             out = head_attention(
-                q, k, v, **extras, **masks, precision="highest", implementation=implementation
+                q, k, v, valid=valid, **extras, precision="highest", implementation=implementation
             )
             return jnp.sum(weight * out.z.astype(jnp.float32)) + jnp.sum(
                 jnp.where(jnp.isfinite(out.lse), out.lse, 0)
@@ -200,18 +197,6 @@ def test_the_reference_is_softmax_attention():
     z, lse = head_attention(q, k, v, implementation="reference")
     assert_close(z[1, 0, 5], by_hand)
     assert_close(lse[1, 0, 5], np.log(np.exp(scores).sum()))
-
-
-def test_a_forced_key_is_that_keys_value_and_a_knocked_out_key_is_gone():
-    q, k, v = inputs("MHA")
-    forced = head_attention(q, k, v, forced=jnp.full((1, 7, 1), 2), implementation="reference").z
-    assert_close(forced[:, 2:], jnp.broadcast_to(v[:, 2:3], forced[:, 2:].shape))
-    assert (forced[:, :2] == 0).all()  # it lies ahead of them
-    without = head_attention(q, k, v, knock_out=jnp.full((1, 1, 1, 1), 2), implementation="reference").z
-    keys = np.array([0, 1, 3, 4, 5, 6])
-    assert_close(
-        without[:, 3:], head_attention(q[:, 3:], k[:, keys], v[:, keys], implementation="reference").z[:, :]
-    )
 
 
 @pytest.mark.parametrize("case", ["suffix", "MQA"])

@@ -22,7 +22,6 @@ MODELS = {
     "Llama-3.1 70B": (64, 8, 128, 8192, 128256),
 }
 PLATFORMS = {"pallas_mosaic_tpu": "tpu", "pallas_mosaic_gpu": "cuda"}
-OPTIONS = ("valid", "gain", "replacement", "knock_out", "forced")
 DTYPES = {
     ("head_attention", "cuda"): ("bfloat16",),
     ("variant_decode", "cuda"): ("bfloat16",),
@@ -41,8 +40,6 @@ def attention(model: str, implementation: str, dtype: str):
         "valid": shape(B, S, dtype=bool),
         "gain": shape(B, 1, H),
         "replacement": shape(1, S, H, K),
-        "knock_out": shape(1, S, H, 2, dtype="int32"),
-        "forced": shape(B, S, 1, dtype="int32"),
     }
     tensors = shape(B, S, H, K, dtype=dtype), shape(B, S, G, K, dtype=dtype), shape(B, S, G, K, dtype=dtype)
 
@@ -82,9 +79,7 @@ def rank(model: str, implementation: str, dtype: str):
     def call(a):
         how = {"precision": "highest", "implementation": implementation}
         hits = vocab_rank(a["q"], a["unembed"], a["target"], W_O=a["W_O"], cap=a["target"], **how)
-        logprobs = vocab_rank(
-            a["x"], a["unembed"], a["target"][:300], bias=a["bias"], with_lse=True, with_argmax=True, **how
-        )
+        logprobs = vocab_rank(a["x"], a["unembed"], a["target"][:300], bias=a["bias"], with_lse=True, **how)
         return hits.above, hits.below, logprobs
 
     return call, (arguments,)
@@ -135,7 +130,7 @@ def test_tiles_fit_the_chips_memory(model: str):
     _, _, K, D, _ = MODELS[model]
     block = pallas_mosaic_tpu.BLOCK
     for vmem in tpu.VMEM.values():
-        assert pallas_mosaic_tpu.vmem_bytes(block, block, K, 8, itemsize=4) <= vmem
+        assert pallas_mosaic_tpu.vmem_bytes(block, block, K, itemsize=4) <= vmem
         for contracted in (K, tpu_rank.contracted_block(D)):
             assert tpu_rank.vmem_bytes(tpu_rank.BLOCK, contracted, itemsize=4) <= vmem
     assert pallas_mosaic_gpu.shared_memory_bytes(-(-K // hopper.LINE) * hopper.LINE) <= hopper.SHARED_MEMORY

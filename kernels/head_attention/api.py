@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from kernels import dispatch
 from kernels.head_attention import pallas_mosaic_gpu, pallas_mosaic_tpu, reference, xla
@@ -39,8 +39,6 @@ def head_attention(
     valid: Bool[Array, "B T"] | None = None,
     gain: Float[Array, "#B #S H"] | None = None,
     replacement: Float[Array, "#B #S #H #K"] | None = None,
-    knock_out: Int[Array, "#B #S #H P"] | None = None,
-    forced: Int[Array, "#B #S #H"] | None = None,
     precision: str | None = None,
     implementation: str | None = None,
 ) -> HeadAttention:
@@ -55,9 +53,6 @@ def head_attention(
         a result. A query that may attend to nothing gets zeros.
       gain: ``z <- gain * z + (1 - gain) * replacement``.
       replacement: what a gain below 1 mixes in; zeros if not given.
-      knock_out: P cached positions which that query of that head may not attend to; -1 for none.
-      forced: the one cached position which that query of that head attends to, with weight 1; -1 for
-        ordinary attention. A position that is masked or lies ahead leaves the query with nothing.
       precision: matmul precision, as in `jax.lax.dot_general`.
       implementation: a name in `IMPLEMENTATIONS`, or None for the default.
 
@@ -76,15 +71,5 @@ def head_attention(
     if gain is not None and replacement is None:
         replacement = jnp.zeros((1, 1, 1, 1), q.dtype)
     run, precision = dispatch.choose("head_attention", IMPLEMENTATIONS, DEFAULT, implementation, precision)
-    z, lse = run(
-        q,
-        k,
-        v,
-        valid=valid,
-        gain=gain,
-        replacement=replacement,
-        knock_out=knock_out,
-        forced=forced,
-        precision=precision,
-    )
+    z, lse = run(q, k, v, valid=valid, gain=gain, replacement=replacement, precision=precision)
     return HeadAttention(z, lse)

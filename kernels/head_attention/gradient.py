@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from kernels.head_attention.masks import allowed_keys
 from kernels.head_attention.xla import edit
@@ -33,8 +33,6 @@ class Masks(NamedTuple):
     """The arguments that have none."""
 
     valid: Bool[Array, "B T"] | None
-    knock_out: Int[Array, "#B #S #H P"] | None
-    forced: Int[Array, "#B #S #H"] | None
 
 
 def differentiable(attend: Callable) -> Callable:
@@ -102,8 +100,8 @@ def _through_attention(
         start, k, v, valid = block_of
         keys, queries = (jnp.arange(*ends, dtype=jnp.int32) for ends in ((0, block), (T - S, T)))
         keys += start
-        allowed = allowed_keys(keys, queries, valid, masks.knock_out, masks.forced)
-        allowed = jnp.broadcast_to(allowed, (B, H, S, block)).reshape(B, G, H // G, S, block)
+        allowed = allowed_keys(keys, queries, valid)
+        allowed = allowed[:, :, None]  # every head alike
         scores = product("bsgrk,btgk->bgrst", q, k) * K**-0.5
         pattern = jnp.where(allowed, jnp.exp(scores - rows), 0)
         dscores = pattern * (product("bsgrk,btgk->bgrst", dz, v) - delta) * K**-0.5

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from kernels import hopper, platform
 from kernels.head_attention.gradient import Masks, Tensors, differentiable
@@ -18,7 +18,6 @@ from kernels.head_attention.masks import MASKED
 QUERIES = 64  # of one block: the rows of one warpgroup product
 KEYS = 64  # of one step
 STAGES = 2  # blocks of keys and values that are in shared memory at once
-NOWHERE = -1  # a key that no query has
 
 
 def head_attention(
@@ -29,8 +28,6 @@ def head_attention(
     valid: Bool[Array, "B T"] | None,
     gain: Float[Array, "#B #S H"] | None,
     replacement: Float[Array, "#B #S #H #K"] | None,
-    knock_out: Int[Array, "#B #S #H P"] | None,
-    forced: Int[Array, "#B #S #H"] | None,
     precision: str | None,
 ) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H"]]:
     """See `kernels.head_attention.api.head_attention`. Takes bfloat16 only.
@@ -38,7 +35,7 @@ def head_attention(
     A Hopper tensor core has no product of float32, and cutting them to TF32 would not be float32.
     """
     check(q, k, v)
-    return _differentiable(Tensors(q, k, v, gain, replacement), Masks(valid, knock_out, forced), precision)
+    return _differentiable(Tensors(q, k, v, gain, replacement), Masks(valid), precision)
 
 
 def check(q: Array, k: Array, v: Array) -> None:
@@ -76,21 +73,13 @@ def attend(
     S_padded, K_padded = q.shape[1], q.shape[3]
     hopper.check_shared_memory(shared_memory_bytes(K_padded), f"K={K}")
 
-    def per_query(x: Array, fill: int) -> Array:
-        """[#B #S #H ...] -> [B H ... S]: what belongs to a query, whole blocks of them."""
-        x = jnp.broadcast_to(x, (B, S, H, *x.shape[3:]))
-        x = jnp.pad(x, [(0, 0), (0, S_padded - S)] + [(0, 0)] * (x.ndim - 2), constant_values=fill)
-        return jnp.moveaxis(x, 1, -1)
-
     operands = {"q": q, "k": k, "v": v}
     if masks.valid is not None:
         operands["valid"] = jnp.pad(masks.valid.astype(jnp.float32), ((0, 0), (0, k.shape[1] - T)))
-    if masks.forced is not None:
-        operands["forced"] = per_query(masks.forced.astype(jnp.int32), -1)
-    if masks.knock_out is not None and masks.knock_out.shape[3]:
-        operands["knock_out"] = per_query(masks.knock_out.astype(jnp.int32), NOWHERE)
     if tensors.gain is not None:
-        operands["gain"] = per_query(tensors.gain.astype(jnp.float32), 1)
+        gain = jnp.broadcast_to(tensors.gain.astype(jnp.float32), (B, S, H))
+        gain = jnp.pad(gain, ((0, 0), (0, S_padded - S), (0, 0)))
+        operands["gain"] = jnp.swapaxes(gain, 1, 2)
         replacement = jnp.broadcast_to(tensors.replacement.astype(jnp.bfloat16), tensors.q.shape)
         operands["replacement"] = padded(replacement, QUERIES)
 
@@ -108,8 +97,6 @@ def attend(
         def spread(rows: Array, columns: int) -> Array:
             return lax.broadcast_in_dim(rows, (QUERIES, columns), [0])
 
-        forced = hopper.load(inputs["forced"].at[b, h, queries], hopper.ROW) if "forced" in inputs else None
-
         def allowed(first_key: Array) -> Array:
             """`kernels.head_attention.masks.allowed_keys` for one tile."""
             key, query = (
@@ -120,12 +107,6 @@ def attend(
             if "valid" in inputs:
                 valid = hopper.load(inputs["valid"].at[b, pl.ds(first_key, KEYS)], hopper.COLUMN)
                 mask &= lax.broadcast_in_dim(valid, shape, [1]) > 0
-            if forced is not None:
-                mask &= (spread(forced, KEYS) < 0) | (spread(forced, KEYS) == key)
-            if "knock_out" in inputs:
-                for p in range(inputs["knock_out"].shape[2]):
-                    removed = hopper.load(inputs["knock_out"].at[b, h, p, queries], hopper.ROW)
-                    mask &= spread(removed, KEYS) != key
             return mask
 
         def step(indices, k_smem, v_smem, state):

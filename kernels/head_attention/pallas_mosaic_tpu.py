@@ -1,9 +1,9 @@
 """`head_attention` for TPU: one pass over blocks of keys with an online softmax, S x T never in memory.
 
 Tiles are held transposed: scores are [keys, queries], outputs [K, queries]. What belongs to a query
-(running maximum, sum, gain, forced key, log-sum-exp) is then a row along the lanes; reductions over
-keys run down the sublanes, where they are cheap; and a head dim of 24, 64 or 80 fills sublanes, of
-which a tile has 8, and not lanes, of which it has 128.
+(running maximum, sum, gain, log-sum-exp) is then a row along the lanes; reductions over keys run down the
+sublanes, where they are cheap; and a head dim of 24, 64 or 80 fills sublanes, of which a tile has 8, and
+not lanes, of which it has 128.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from kernels import platform, tpu
 from kernels.head_attention.gradient import Masks, Tensors, differentiable
@@ -37,16 +37,14 @@ def head_attention(
     valid: Bool[Array, "B T"] | None,
     gain: Float[Array, "#B #S H"] | None,
     replacement: Float[Array, "#B #S #H #K"] | None,
-    knock_out: Int[Array, "#B #S #H P"] | None,
-    forced: Int[Array, "#B #S #H"] | None,
     precision: str | None,
 ) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H"]]:
     """See `kernels.head_attention.api.head_attention`."""
     tpu.check(precision, q, k, v)
-    return _differentiable(Tensors(q, k, v, gain, replacement), Masks(valid, knock_out, forced), precision)
+    return _differentiable(Tensors(q, k, v, gain, replacement), Masks(valid), precision)
 
 
-def vmem_bytes(block_q: int, block_k: int, K: int, n_knocked_out: int, itemsize: int) -> int:
+def vmem_bytes(block_q: int, block_k: int, K: int, itemsize: int) -> int:
     """On-chip memory of one grid step: two buffers of every operand, the scratch, and the tile's values."""
     tile = tpu.tile_bytes
     operands = (
@@ -54,8 +52,7 @@ def vmem_bytes(block_q: int, block_k: int, K: int, n_knocked_out: int, itemsize:
         + tile(block_k, K, itemsize)  # k
         + tile(K, block_k, itemsize)  # v
         + tile(block_k, 1, 4)  # valid
-        + 3 * tile(1, block_q, 4)  # gain, forced, lse
-        + tile(max(1, n_knocked_out), block_q, 4)
+        + 2 * tile(1, block_q, 4)  # gain, lse
         + 2 * tile(K, block_q, itemsize)  # replacement, z
     )
     scratch = 2 * tile(1, block_q, 4) + tile(K, block_q, 4)
@@ -71,10 +68,9 @@ def attend(
     q, k, v = tensors.q, tensors.k, tensors.v
     B, S, H, K = q.shape
     T, G = k.shape[1:3]
-    n_knocked_out = 0 if masks.knock_out is None else masks.knock_out.shape[3]
     block_q, block_k = min(BLOCK, S), min(BLOCK, T)
-    used = vmem_bytes(block_q, block_k, K, n_knocked_out, q.dtype.itemsize)
-    tpu.check_vmem(used, f"K={K} with {n_knocked_out} knocked out keys")
+    used = vmem_bytes(block_q, block_k, K, q.dtype.itemsize)
+    tpu.check_vmem(used, f"K={K}")
     n_q, n_k = pl.cdiv(S, block_q), pl.cdiv(T, block_k)
 
     def last_block(i):
@@ -111,10 +107,6 @@ def attend(
         column = masks.valid.astype(jnp.int32)[:, :, None]
         spec = pl.BlockSpec((None, block_k, 1), lambda b, h, i, j: (b, key_block(i, j), 0))
         operands["valid"] = Layout(column, spec)
-    if masks.knock_out is not None and n_knocked_out:
-        operands["knock_out"] = per_query(jnp.transpose(masks.knock_out, (0, 2, 3, 1)).astype(jnp.int32))
-    if masks.forced is not None:
-        operands["forced"] = per_query(jnp.swapaxes(masks.forced, 1, 2)[:, :, None].astype(jnp.int32))
     if tensors.gain is not None:
         operands["gain"] = per_query(jnp.swapaxes(tensors.gain, 1, 2)[:, :, None].astype(jnp.float32))
         operands["replacement"] = per_query(jnp.transpose(tensors.replacement, (0, 2, 3, 1)))
@@ -136,7 +128,9 @@ def attend(
             key = j * block_k + lax.broadcasted_iota(jnp.int32, scores.shape, 0)
             query = T - S + i * block_q + lax.broadcasted_iota(jnp.int32, scores.shape, 1)
             # Keys past the end of the cache lie ahead of every query.
-            allowed = _allowed(inputs, key, key <= query if causal else key < T)
+            allowed = key <= query if causal else key < T
+            if "valid" in inputs:
+                allowed &= inputs["valid"][...] != 0
             scores = jnp.where(allowed, scores, MASKED)
             top = jnp.maximum(top_ref[...], scores.max(axis=0, keepdims=True))
             weights = jnp.where(allowed, jnp.exp(scores - top), 0)
@@ -186,19 +180,6 @@ def _values(v: Float[Array, "B T G K"], valid: Bool[Array, "B T"] | None, padded
         v = jnp.where(valid[:, :, None, None], v, 0)
     v = jnp.transpose(v, (0, 2, 3, 1))
     return jnp.pad(v, ((0, 0), (0, 0), (0, 0), (0, padded - v.shape[3])))
-
-
-def _allowed(inputs: dict, key: Array, allowed: Array) -> Array:
-    """[keys queries]: a tile's part of `kernels.head_attention.masks.allowed_keys`, given the causal one."""
-    if "valid" in inputs:
-        allowed &= inputs["valid"][...] != 0
-    if "forced" in inputs:
-        forced = inputs["forced"][...]
-        allowed &= (forced < 0) | (key == forced)
-    if "knock_out" in inputs:
-        for p in range(inputs["knock_out"].shape[0]):
-            allowed &= key != inputs["knock_out"][p : p + 1, :]
-    return allowed
 
 
 _differentiable = differentiable(attend)

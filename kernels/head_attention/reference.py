@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 
 def head_attention(
@@ -14,8 +14,6 @@ def head_attention(
     valid: Bool[Array, "B T"] | None,
     gain: Float[Array, "#B #S H"] | None,
     replacement: Float[Array, "#B #S #H #K"] | None,
-    knock_out: Int[Array, "#B #S #H P"] | None,
-    forced: Int[Array, "#B #S #H"] | None,
     precision: str | None,
 ) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H"]]:
     """See `kernels.head_attention.api.head_attention`. `precision` is ignored: always the highest."""
@@ -30,10 +28,6 @@ def head_attention(
         allowed = allowed & valid[:, None, None, :]
         k = jnp.where(valid[:, :, None, None], k, 0)
         v = jnp.where(valid[:, :, None, None], v, 0)
-    if knock_out is not None:
-        allowed = allowed & ~jax.nn.one_hot(knock_out, T, dtype=bool).any(axis=-2)
-    if forced is not None:
-        allowed = allowed & ((forced[..., None] < 0) | jax.nn.one_hot(forced, T, dtype=bool))
 
     outputs, sums = [], []
     for h in range(H):

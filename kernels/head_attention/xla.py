@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from kernels.head_attention.masks import MASKED, allowed_keys
 
@@ -15,15 +15,13 @@ def head_attention(
     valid: Bool[Array, "B T"] | None,
     gain: Float[Array, "#B #S H"] | None,
     replacement: Float[Array, "#B #S #H #K"] | None,
-    knock_out: Int[Array, "#B #S #H P"] | None,
-    forced: Int[Array, "#B #S #H"] | None,
     precision: str | None,
 ) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H"]]:
     """See `kernels.head_attention.api.head_attention`."""
     B, S, H, K = q.shape
     T, G = k.shape[1:3]
     keys = jnp.arange(T, dtype=jnp.int32)
-    allowed = allowed_keys(keys, keys[T - S :], valid, knock_out, forced)
+    allowed = allowed_keys(keys, keys[T - S :], valid)
     if valid is not None:  # a zero weight times a NaN would be a NaN, here or in a gradient
         k = jnp.where(valid[:, :, None, None], k, 0)
         v = jnp.where(valid[:, :, None, None], v, 0)

@@ -26,7 +26,7 @@ def variant_decode(
     pallas_mosaic_gpu.check(q, k, v)
 
     def attend(rows: Array, k: Array, v: Array, seen: Array) -> tuple[Array, Array]:
-        tensors, masks = Tensors(rows, k, v, None, None), Masks(seen, None, None)
+        tensors, masks = Tensors(rows, k, v, None, None), Masks(seen)
         return pallas_mosaic_gpu.attend(tensors, masks, precision, causal=False)
 
     return with_own_position(attend, q, k, v, k_new, v_new, valid)
