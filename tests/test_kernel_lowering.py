@@ -20,7 +20,9 @@ MODELS = {
     "Pythia 12B": (40, 40, 128, 5120, 50688),
     "Phi-2": (32, 32, 80, 2560, 51200),
     "Llama-3.1 70B": (64, 8, 128, 8192, 128256),
+    "Gemma-2 9B": (16, 8, 256, 3584, 256000),
 }
+SOFT_CAP = {"Gemma-2 9B": 50.0}  # of the models that have one; they have windows too
 PLATFORMS = {"pallas_mosaic_tpu": "tpu", "pallas_mosaic_gpu": "cuda"}
 DTYPES = {
     ("head_attention", "cuda"): ("bfloat16",),
@@ -33,7 +35,7 @@ def shape(*sizes: int, dtype="float32") -> jax.ShapeDtypeStruct:
 
 
 def attention(model: str, implementation: str, dtype: str):
-    """All options at once, 2 prompts of 1000 positions."""
+    """All of the model's options at once, 2 prompts of 1000 positions; a window is an array."""
     H, G, K, _, _ = MODELS[model]
     B, S = 2, 1000
     options = {
@@ -41,10 +43,13 @@ def attention(model: str, implementation: str, dtype: str):
         "gain": shape(B, 1, H),
         "replacement": shape(1, S, H, K),
     }
+    if model in SOFT_CAP:
+        options["window"] = shape(dtype="int32")
     tensors = shape(B, S, H, K, dtype=dtype), shape(B, S, G, K, dtype=dtype), shape(B, S, G, K, dtype=dtype)
 
     def call(q, k, v, options):
-        return head_attention(q, k, v, **options, precision="highest", implementation=implementation)
+        how = {"soft_cap": SOFT_CAP.get(model), "precision": "highest", "implementation": implementation}
+        return head_attention(q, k, v, **options, **how)
 
     return call, (*tensors, options)
 
@@ -56,12 +61,14 @@ def decode(model: str, implementation: str, dtype: str):
     shapes = ((M, B, H, K), (B, S, G, K), (B, S, G, K), (M, B, G, K), (M, B, G, K))
     arguments = [shape(*sizes, dtype=dtype) for sizes in shapes]
 
-    def call(q, k, v, k_new, v_new, valid):
-        return variant_decode(
-            q, k, v, k_new, v_new, valid=valid, precision="highest", implementation=implementation
-        )
+    def call(q, k, v, k_new, v_new, options):
+        how = {"soft_cap": SOFT_CAP.get(model), "precision": "highest", "implementation": implementation}
+        return variant_decode(q, k, v, k_new, v_new, **options, **how)
 
-    return call, (*arguments, shape(B, S, dtype=bool))
+    options = {"valid": shape(B, S, dtype=bool)}
+    if model in SOFT_CAP:
+        options["window"] = shape(dtype="int32")
+    return call, (*arguments, options)
 
 
 def rank(model: str, implementation: str, dtype: str):
@@ -106,16 +113,18 @@ def test_lowers_for_its_platform(op: str, implementation: str, dtype: str, model
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("implementation", PLATFORMS)
-def test_lowers_where_64_bits_are_allowed(op: str, implementation: str):
-    call, arguments = OPS[op]("GPT-2 xl", implementation, "bfloat16")
+@pytest.mark.parametrize("model", ["GPT-2 xl", "Gemma-2 9B"])
+def test_lowers_where_64_bits_are_allowed(op: str, implementation: str, model: str):
+    call, arguments = OPS[op](model, implementation, "bfloat16")
     with jax.enable_x64(True), platform.lowered():
         program = jax.export.export(jax.jit(call), platforms=[PLATFORMS[implementation]])(*arguments)
     assert not any(result.dtype in (jnp.int64, jnp.float64) for result in jax.tree.leaves(program.out_avals))
 
 
-def test_the_gradient_lowers_too():
+@pytest.mark.parametrize("model", ["GPT-2 xl", "Gemma-2 9B"])
+def test_the_gradient_lowers_too(model: str):
     for implementation, where in PLATFORMS.items():
-        call, (q, k, v, options) = attention("GPT-2 xl", implementation, "bfloat16")
+        call, (q, k, v, options) = attention(model, implementation, "bfloat16")
 
         def loss(q, k, v, options, call=call):
             return jnp.sum(call(q, k, v, options).z.astype(jnp.float32))
