@@ -1,6 +1,7 @@
 """`head_attention`: every implementation against the reference over one table of cases."""
 
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from kernels import platform
 from kernels.head_attention import IMPLEMENTATIONS, head_attention, pallas_mosaic_tpu
 from tests.helpers.kernel_checks import allowing, attention_dtype, over_heads
 from tests.helpers.tolerances import assert_close
+from tests.helpers.torch_or_skip import torch
 
 # name -> B, S, T, H, G, K
 CASES = {
@@ -21,13 +23,16 @@ CASES = {
     "MQA": (3, 11, 11, 5, 1, 7),
     "decode": (2, 1, 17, 6, 3, 8),
     "suffix": (2, 3, 19, 4, 2, 80),
+    "few heads": (1, 5, 11, 2, 1, 8),
     "128 positions": (1, 128, 128, 2, 1, 24),
     "1000 positions": (1, 1000, 1000, 2, 1, 128),
 }
 SLOW = ("1000 positions",)
 TESTED = sorted(set(IMPLEMENTATIONS) - {"reference"})
 NAMES = [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in CASES]
-ALL_AT_ONCE = ("valid", "gain", "replacement", "knock_out", "forced")
+ALL_AT_ONCE = ("valid", "gain", "replacement")
+# A scale away from 1 / sqrt(K), a cap that bends every score, a window shorter than every prompt.
+SCORES = {"scale": 0.7, "soft_cap": 1.5, "window": 4}
 
 
 def inputs(case: str, dtype="float32"):
@@ -45,30 +50,29 @@ def options(case: str, names=ALL_AT_ONCE):
         "valid": jnp.arange(T)[None, :] >= jnp.asarray(rng.integers(0, 3, size=(B, 1))),
         "gain": jnp.asarray(rng.choice([0, 1, 0.3], size=(B, 1, H)), jnp.float32),
         "replacement": jnp.asarray(rng.normal(size=(1, S, H, K)), jnp.float32),
-        "knock_out": jnp.asarray(rng.integers(-1, T, size=(1, S, H, 3)), jnp.int32),
-        "forced": jnp.asarray(rng.choice([-1, 0, T // 2], size=(B, S, 1)), jnp.int32),
     }
     return {name: every[name] for name in names}
 
 
-def both(case: str, implementation: str, dtype="float32", **kwargs):
+def both(case: str, implementation: str, dtype="float32", scores=None, **kwargs):
     """The implementation's answer and the reference's."""
     q, k, v = inputs(case, dtype)
+    scores = {} if scores is None else scores
     with allowing(implementation):
-        actual = run(implementation)(q, k, v, **kwargs)
-    return actual, reference_answer(case, dtype, tuple(kwargs))
+        actual = run(implementation, **scores)(q, k, v, **kwargs)
+    return actual, reference_answer(case, dtype, tuple(scores.items()), tuple(kwargs))
 
 
 @functools.cache
-def reference_answer(case: str, dtype: str, names: tuple[str, ...]):
-    return run("reference")(*inputs(case, dtype), **options(case, names))
+def reference_answer(case: str, dtype: str, scores: tuple[tuple[str, float], ...], names: tuple[str, ...]):
+    return run("reference", **dict(scores))(*inputs(case, dtype), **options(case, names))
 
 
-def run(implementation: str):
+def run(implementation: str, **static):
     """One compiled call; a new function each time, so that no trace outlives its `allowing`."""
     return jax.jit(
         lambda *args, **kwargs: head_attention(
-            *args, precision="highest", implementation=implementation, **kwargs
+            *args, precision="highest", implementation=implementation, **static, **kwargs
         )
     )
 
@@ -100,12 +104,62 @@ class TestEveryImplementation:
             attention_dtype(implementation),
         )
 
-    @pytest.mark.parametrize("name", ["gain", "knock_out", "forced"])
+    @pytest.mark.parametrize("name", ["valid", "gain"])
     def test_each_option_alone(self, name: str, implementation: str):
         assert_same(
             *both("decode", implementation, attention_dtype(implementation), **options("decode", (name,))),
             attention_dtype(implementation),
         )
+
+    @pytest.mark.parametrize("case", ["GQA 8:1", "MQA", "suffix", "128 positions"])
+    def test_scale_soft_cap_and_window(self, case: str, implementation: str):
+        dtype = attention_dtype(implementation)
+        actual, expected = both(case, implementation, dtype, SCORES, **options(case))
+        assert_same(actual, expected, dtype)
+        for name in SCORES:  # each of them matters
+            others = tuple((other, value) for other, value in SCORES.items() if other != name)
+            without = reference_answer(case, dtype, others, ALL_AT_ONCE)
+            with pytest.raises(AssertionError):
+                assert_same(without, expected, dtype)
+
+    def test_scores_in_bfloat16(self, implementation: str):
+        assert_same(*both("suffix", implementation, "bfloat16", SCORES, **options("suffix")), "bfloat16")
+
+    def test_one_program_for_every_window(self, implementation: str, monkeypatch):
+        """Given as an array: shorter than the prompt, as long, longer; over several blocks of keys."""
+        monkeypatch.setattr(pallas_mosaic_tpu, "BLOCK", 4)
+        case, dtype = "few heads", attention_dtype(implementation)
+        arrays, extras = inputs(case, dtype), options(case, ("valid",))
+        program = run(implementation)
+        for window in (1, 2, 6, 11, 2**31 - 1):
+            with allowing(implementation):
+                actual = program(*arrays, **extras, window=jnp.int32(window))
+            assert_same(actual, reference_answer(case, dtype, (("window", window),), ("valid",)), dtype)
+        assert program._cache_size() == 1
+
+    def test_layers_of_a_scan_differ_in_their_window(self, implementation: str):
+        """Their outputs, and the gradient of all of them."""
+        dtype = attention_dtype(implementation)
+        q, k, v = inputs("suffix", dtype)
+        weight = jnp.asarray(np.random.default_rng(2).normal(size=(2, *q.shape)), jnp.float32)
+
+        def scanned(q):
+            def layer(carry, window):
+                how = {"precision": "highest", "implementation": implementation}
+                return carry, head_attention(q, k, v, window=window, **how).z
+
+            return jax.lax.scan(layer, None, jnp.asarray([4, 19], jnp.int32))[1].astype(jnp.float32)
+
+        def one_by_one(q):
+            z = [head_attention(q, k, v, window=n, implementation="reference").z for n in (4, None)]
+            return jnp.stack(z).astype(jnp.float32)
+
+        with allowing(implementation):
+            z, backward = jax.vjp(jax.jit(scanned), q)
+            (dq,) = backward(weight)
+        expected, backward = jax.vjp(one_by_one, q)
+        assert_close(z, expected, dtype)
+        assert_close(dq.astype(jnp.float32), backward(weight)[0].astype(jnp.float32), dtype)
 
     def test_nothing_behind_the_mask_reaches_a_result(self, implementation: str):
         q, k, v = inputs("GQA 8:1", attention_dtype(implementation))
@@ -141,17 +195,17 @@ class TestEveryImplementation:
         assert_close(row.sum(), 1, attention_dtype(implementation))
         assert_close(row @ v[1, :, 0], z[1, -1, 1], attention_dtype(implementation))
 
-    def test_gradients_equal_the_reference(self, implementation: str):
+    @pytest.mark.parametrize("scores", [{}, SCORES], ids=["plain", "capped in a window"])
+    def test_gradients_equal_the_reference(self, scores: dict, implementation: str):
         q, k, v = inputs("suffix", attention_dtype(implementation))
         extras = options("suffix")
         k, v = (x.at[0, 0].set(jnp.nan) for x in (k, v))  # behind the mask
-        extras["valid"] = extras["valid"].at[:, 0].set(False)
-        masks = {name: extras.pop(name) for name in ("valid", "knock_out", "forced")}
+        valid = extras.pop("valid").at[:, 0].set(False)
         weight = jnp.asarray(np.random.default_rng(2).normal(size=q.shape), jnp.float32)
 
         def loss(q, k, v, extras, implementation: str):
             out = head_attention(
-                q, k, v, **extras, **masks, precision="highest", implementation=implementation
+                q, k, v, valid=valid, **extras, **scores, precision="highest", implementation=implementation
             )
             return jnp.sum(weight * out.z.astype(jnp.float32)) + jnp.sum(
                 jnp.where(jnp.isfinite(out.lse), out.lse, 0)
@@ -164,16 +218,18 @@ class TestEveryImplementation:
         for one, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
             assert_close(one, other, attention_dtype(implementation))
 
-    def test_under_jit_and_vmap(self, implementation: str):
+    @pytest.mark.parametrize("window", [None, 5])
+    def test_under_jit_and_vmap(self, window: int | None, implementation: str):
         q, k, v = (jnp.stack([x, 2 * x]) for x in inputs("decode", attention_dtype(implementation)))
 
         def attend(q, k, v):
-            return head_attention(q, k, v, precision="highest", implementation=implementation)
+            how = {"precision": "highest", "implementation": implementation}
+            return head_attention(q, k, v, window=window, **how)
 
         with allowing(implementation):
             z, lse = jax.jit(jax.vmap(attend))(q, k, v)
         for i in range(2):
-            expected = head_attention(q[i], k[i], v[i], implementation="reference")
+            expected = head_attention(q[i], k[i], v[i], window=window, implementation="reference")
             assert_close(z[i], expected.z, attention_dtype(implementation))
             assert_close(lse[i], expected.lse, attention_dtype(implementation))
 
@@ -202,23 +258,91 @@ def test_the_reference_is_softmax_attention():
     assert_close(lse[1, 0, 5], np.log(np.exp(scores).sum()))
 
 
-def test_a_forced_key_is_that_keys_value_and_a_knocked_out_key_is_gone():
-    q, k, v = inputs("MHA")
-    forced = head_attention(q, k, v, forced=jnp.full((1, 7, 1), 2), implementation="reference").z
-    assert_close(forced[:, 2:], jnp.broadcast_to(v[:, 2:3], forced[:, 2:].shape))
-    assert (forced[:, :2] == 0).all()  # it lies ahead of them
-    without = head_attention(q, k, v, knock_out=jnp.full((1, 1, 1, 1), 2), implementation="reference").z
-    keys = np.array([0, 1, 3, 4, 5, 6])
-    assert_close(
-        without[:, 3:], head_attention(q[:, 3:], k[:, keys], v[:, keys], implementation="reference").z[:, :]
-    )
-
-
 @pytest.mark.parametrize("case", ["suffix", "MQA"])
 def test_the_tpu_kernel_over_several_blocks(case: str, monkeypatch: pytest.MonkeyPatch):
     """Blocks of 8, so that small cases have several, ragged at both ends."""
     monkeypatch.setattr(pallas_mosaic_tpu, "BLOCK", 8)
     assert_same(*both(case, "pallas_mosaic_tpu", **options(case)))
+
+
+@pytest.mark.parametrize("implementation", ["pallas_mosaic_tpu", "pallas_mosaic_gpu"])
+def test_blocks_outside_the_window_are_not_read(implementation: str, monkeypatch: pytest.MonkeyPatch):
+    """NaNs lie in them, of values that a weight of zero would not hide."""
+    monkeypatch.setattr(pallas_mosaic_tpu, "BLOCK", 8)
+    S, T, window = 70, 200, 67
+    seen = T - S - window + 1  # the first key that is: 64, where a block begins, of 8 keys and of 64
+    rng = np.random.default_rng(0)
+    dtype = attention_dtype(implementation)
+    q, k, v = (jnp.asarray(rng.normal(size=(1, n, 1, 8)), dtype) for n in (S, T, T))
+    behind = [x.at[:, :seen].set(jnp.nan) for x in (k, v)]
+    with allowing(implementation):
+        actual = run(implementation)(q, *behind, window=jnp.int32(window))
+        # One key more, and the block before is read, also for the second query, which does not see it.
+        wider = run(implementation)(q, *behind, window=jnp.int32(window + 1))
+    assert_same(actual, head_attention(q, k, v, window=window, implementation="reference"), dtype)
+    assert np.isnan(wider.z[0, 1].astype(jnp.float32)).all()
+
+
+def test_the_defaults_are_the_usual_scores_bit_for_bit():
+    for case, dtype in (("GQA 8:1", "float32"), ("suffix", "bfloat16")):
+        (q, k, v), extras, T = inputs(case, dtype), options(case), CASES[case][2]
+        plain = run("xla")(q, k, v, **extras)
+        for scores in ({"scale": q.shape[3] ** -0.5}, {"window": T}, {"window": jnp.int32(T)}):
+            for one, other in zip(run("xla", **scores)(q, k, v, **extras), plain, strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
+def test_the_reference_by_hand_with_scale_soft_cap_and_window():
+    """In numpy's float64, one query at a time over nothing but the keys that it sees."""
+    q, k, v = (np.asarray(x, np.float64) for x in inputs("suffix"))
+    valid = np.asarray(options("suffix")["valid"])
+    B, S, T, H, G, _ = CASES["suffix"]
+    z, lse = run("reference", **SCORES)(*inputs("suffix"), valid=jnp.asarray(valid))
+    for b, s, h in np.ndindex(B, S, H):
+        at, group = T - S + s, h // (H // G)
+        keys = [t for t in range(at - 3, at + 1) if valid[b, t]]
+        scores = 1.5 * np.tanh(k[b, keys, group] @ q[b, s, h] * 0.7 / 1.5)
+        total = np.exp(scores).sum()
+        assert_close(z[b, s, h], np.exp(scores) / total @ v[b, keys, group])
+        assert_close(lse[b, s, h], np.log(total))
+
+
+@pytest.mark.parametrize("family", ["gemma2", "mistral"])
+def test_the_reference_is_what_transformers_computes(family: str, monkeypatch: pytest.MonkeyPatch):
+    """Every layer's own call in a tiny model over left-padded prompts: sliding, full, capped layers."""
+    torch.manual_seed(0)
+    module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    name = {"gemma2": "Gemma2", "mistral": "Mistral"}[family]
+    sizes = {"hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 6}
+    sizes |= {"intermediate_size": 7, "num_hidden_layers": 2, "vocab_size": 31, "pad_token_id": 0}
+    if family == "gemma2":
+        sizes |= {"attn_logit_softcapping": 0.5, "query_pre_attn_scalar": 3}
+    config = getattr(module, f"{name}Config")(
+        **sizes, sliding_window=4, initializer_range=0.7, attn_implementation="eager"
+    )
+    eager, calls = module.eager_attention_forward, []
+
+    def recorded(module, *tensors, **how):
+        calls.append((tensors[:3], how, result := eager(module, *tensors, **how)))
+        return result
+
+    monkeypatch.setattr(module, "eager_attention_forward", recorded)
+    mask = torch.ones(3, 13, dtype=torch.long)
+    mask[1, :5] = mask[2, :10] = 0
+    with torch.no_grad():
+        getattr(module, f"{name}Model")(config).eval()(torch.randint(1, 31, mask.shape), attention_mask=mask)
+    assert [how["sliding_window"] for _, how, _ in calls] == [4, None if family == "gemma2" else 4]
+    valid = jnp.asarray(mask.numpy() > 0)
+    for tensors, how, (theirs, _) in calls:
+        z, _ = head_attention(
+            *(jnp.asarray(x.transpose(1, 2).numpy()) for x in tensors),
+            scale=how["scaling"],
+            soft_cap=how.get("softcap"),
+            window=how["sliding_window"],
+            valid=valid,
+            implementation="reference",
+        )
+        assert_close(np.asarray(z)[valid], theirs.numpy()[valid])
 
 
 def test_wrong_calls_are_refused():
@@ -229,6 +353,10 @@ def test_wrong_calls_are_refused():
         head_attention(q, k[:, :5], v[:, :5])
     with pytest.raises(ValueError, match="got a replacement and no gain"):
         head_attention(q, k, v, replacement=q)
+    with pytest.raises(ValueError, match="a soft cap must be above 0; got 0"):
+        head_attention(q, k, v, soft_cap=0.0)
+    with pytest.raises(ValueError, match="at least the query's own position; got 0"):
+        head_attention(q, k, v, window=0)
     with pytest.raises(ValueError, match=r"must be one of \['pallas_mosaic_.*'xla'\]; got 'cudnn'"):
         head_attention(q, k, v, implementation="cudnn")
 

@@ -14,7 +14,6 @@ from kernels.vocab_rank import pallas_mosaic_tpu as tpu_rank
 from tests.helpers.lowering import MODELS, OPS, attention, shape
 
 PLATFORMS = {"pallas_mosaic_tpu": "tpu", "pallas_mosaic_gpu": "cuda"}
-OPTIONS = ("valid", "gain", "replacement", "knock_out", "forced")
 DTYPES = {
     ("head_attention", "cuda"): ("bfloat16",),
     ("variant_decode", "cuda"): ("bfloat16",),
@@ -41,16 +40,18 @@ def test_lowers_for_its_platform(op: str, implementation: str, dtype: str, model
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("implementation", PLATFORMS)
-def test_lowers_where_64_bits_are_allowed(op: str, implementation: str):
-    call, arguments = OPS[op]("GPT-2 xl", implementation, "bfloat16")
+@pytest.mark.parametrize("model", ["GPT-2 xl", "Gemma-2 9B"])
+def test_lowers_where_64_bits_are_allowed(op: str, implementation: str, model: str):
+    call, arguments = OPS[op](model, implementation, "bfloat16")
     with jax.enable_x64(True), platform.lowered():
         program = jax.export.export(jax.jit(call), platforms=[PLATFORMS[implementation]])(*arguments)
     assert not any(result.dtype in (jnp.int64, jnp.float64) for result in jax.tree.leaves(program.out_avals))
 
 
-def test_the_gradient_lowers_too():
+@pytest.mark.parametrize("model", ["GPT-2 xl", "Gemma-2 9B"])
+def test_the_gradient_lowers_too(model: str):
     for implementation, where in PLATFORMS.items():
-        call, (q, k, v, options) = attention("GPT-2 xl", implementation, "bfloat16")
+        call, (q, k, v, options) = attention(model, implementation, "bfloat16")
 
         def loss(q, k, v, options, call=call):
             return jnp.sum(call(q, k, v, options).z.astype(jnp.float32))
@@ -65,7 +66,7 @@ def test_tiles_fit_the_chips_memory(model: str):
     _, _, K, D, _ = MODELS[model]
     block = pallas_mosaic_tpu.BLOCK
     for vmem in tpu.VMEM.values():
-        assert pallas_mosaic_tpu.vmem_bytes(block, block, K, 8, itemsize=4) <= vmem
+        assert pallas_mosaic_tpu.vmem_bytes(block, block, K, itemsize=4) <= vmem
         for contracted in (K, tpu_rank.contracted_block(D)):
             assert tpu_rank.vmem_bytes(tpu_rank.BLOCK, contracted, itemsize=4) <= vmem
     assert pallas_mosaic_gpu.shared_memory_bytes(-(-K // hopper.LINE) * hopper.LINE) <= hopper.SHARED_MEMORY

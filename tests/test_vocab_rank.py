@@ -42,12 +42,11 @@ def inputs(case: str, dtype="float32", whole_numbers=False):
     return arguments | {"bias": draw(V).astype(jnp.float32)}
 
 
-def run(implementation: str, *, precision="highest", with_lse=False, with_argmax=False, **arguments):
+def run(implementation: str, *, precision="highest", with_lse=False, **arguments):
     def rank(arguments):
         return vocab_rank(
             **arguments,
             with_lse=with_lse,
-            with_argmax=with_argmax,
             precision=precision,
             implementation=implementation,
         )
@@ -70,14 +69,14 @@ def assert_same(actual, expected):
 class TestEveryImplementation:
     @pytest.mark.parametrize("case", CASES)
     def test_equals_the_reference(self, case: str, implementation: str):
-        arguments = inputs(case) | {"with_lse": True, "with_argmax": True}
+        arguments = inputs(case) | {"with_lse": True}
         assert_same(run(implementation, **arguments), run("reference", **arguments))
 
     @pytest.mark.parametrize("case", ["more queries than K", "fewer queries than K"])
     def test_bfloat16_with_float32_sums(self, case: str, implementation: str):
         """Whole numbers, which bfloat16 holds exactly however the products are ordered."""
         arguments = inputs(case, "bfloat16", whole_numbers=True)
-        arguments |= {"W_O": jnp.sign(arguments["W_O"]), "with_lse": True, "with_argmax": True}
+        arguments |= {"W_O": jnp.sign(arguments["W_O"]), "with_lse": True}
         assert_same(run(implementation, **arguments), run("reference", **arguments))
 
     def test_a_comparison_with_nan_counts_on_both_sides(self, implementation: str):
@@ -141,7 +140,7 @@ class TestEveryImplementation:
             "unembed": jnp.asarray(np.tile(levels[:, None], (1, 11)), jnp.float32),
             "target": jnp.zeros(19, jnp.int32),
         }
-        others = dict.fromkeys(("W_O", "bias", "precision")) | {"with_lse": False, "with_argmax": False}
+        others = dict.fromkeys(("W_O", "bias", "precision")) | {"with_lse": False}
 
         def counted(cap) -> np.ndarray:
             """As the implementation gives it, past the cap."""

@@ -7,7 +7,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from kernels import dispatch
-from kernels.head_attention import pallas_mosaic_gpu, pallas_mosaic_tpu, reference, xla
+from kernels.head_attention import pallas_mosaic_gpu, pallas_mosaic_tpu, reference, scores, xla
 
 IMPLEMENTATIONS = {
     "reference": reference.head_attention,
@@ -24,7 +24,7 @@ class HeadAttention(NamedTuple):
     Attributes:
       z: every head's own output, before any output projection, as edited.
       lse: log of the sum of the exponentials of each query's scores, minus infinity where a query may
-        attend to nothing. A row of the pattern is ``exp(q @ k.T / sqrt(K) - lse)`` over its keys.
+        attend to nothing. A row of the pattern is ``exp(scores - lse)`` over the keys that the query sees.
     """
 
     z: Float[Array, "B S H K"]
@@ -36,28 +36,32 @@ def head_attention(
     k: Float[Array, "B T G K"],
     v: Float[Array, "B T G K"],
     *,
+    scale: float | None = None,
+    soft_cap: float | None = None,
+    window: int | Int[Array, ""] | None = None,
     valid: Bool[Array, "B T"] | None = None,
     gain: Float[Array, "#B #S H"] | None = None,
     replacement: Float[Array, "#B #S #H #K"] | None = None,
-    knock_out: Int[Array, "#B #S #H P"] | None = None,
-    forced: Int[Array, "#B #S #H"] | None = None,
     precision: str | None = None,
     implementation: str | None = None,
 ) -> HeadAttention:
     """Causal attention with every head's output kept apart, and edited if asked.
 
     The S queries are the last S of the T cached positions. Query head h reads key/value head
-    ``h // (H / G)``. Scores are scaled by ``1 / sqrt(K)``; the softmax is in float32. Differentiable in
-    q, k, v, gain and replacement.
+    ``h // (H / G)``. Scores are ``q @ k.T * scale``, with a soft cap ``soft_cap * tanh(. / soft_cap)`` of
+    that; the softmax is in float32. Differentiable in q, k, v, gain and replacement.
 
     Args:
+      scale: ``1 / sqrt(K)`` if not given.
+      soft_cap: what no score exceeds in magnitude; no cap if not given.
+      window: how many cached positions a query sees, 1 or more, its own the last of them; all up to its
+        own if not given, or T or more. Cached positions count whether valid or not: where prompts are
+        padded on the left, and so no padding lies between tokens, that is the distance in tokens. An array
+        may differ from call to call of one program, as over the layers of a scan; its value is not checked.
       valid: which cached positions hold a real token; nothing of the others, not even a NaN, reaches
         a result. A query that may attend to nothing gets zeros.
       gain: ``z <- gain * z + (1 - gain) * replacement``.
       replacement: what a gain below 1 mixes in; zeros if not given.
-      knock_out: P cached positions which that query of that head may not attend to; -1 for none.
-      forced: the one cached position which that query of that head attends to, with weight 1; -1 for
-        ordinary attention. A position that is masked or lies ahead leaves the query with nothing.
       precision: matmul precision, as in `jax.lax.dot_general`.
       implementation: a name in `IMPLEMENTATIONS`, or None for the default.
 
@@ -75,16 +79,18 @@ def head_attention(
         raise ValueError("a replacement is mixed in by a gain; got a replacement and no gain")
     if gain is not None and replacement is None:
         replacement = jnp.zeros((1, 1, 1, 1), q.dtype)
+    scores.check(soft_cap, window)
+    if window is not None:
+        window = jnp.asarray(window, jnp.int32)
     run, precision = dispatch.choose("head_attention", IMPLEMENTATIONS, DEFAULT, implementation, precision)
     z, lse = run(
-        q,
-        k,
-        v,
+        *(q, k, v),
+        scale=q.shape[3] ** -0.5 if scale is None else scale,
+        soft_cap=soft_cap,
+        window=window,
         valid=valid,
         gain=gain,
         replacement=replacement,
-        knock_out=knock_out,
-        forced=forced,
         precision=precision,
     )
     return HeadAttention(z, lse)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from kernels.head_attention.masks import allowed_keys
+from kernels.head_attention.scores import allowed_keys, scores_of
 from kernels.head_attention.xla import edit
 
 BLOCK = 512  # keys at once
@@ -33,28 +33,35 @@ class Masks(NamedTuple):
     """The arguments that have none."""
 
     valid: Bool[Array, "B T"] | None
-    knock_out: Int[Array, "#B #S #H P"] | None
-    forced: Int[Array, "#B #S #H"] | None
+    window: Int[Array, ""] | None
+
+
+class Static(NamedTuple):
+    """The arguments whose values a program is compiled for."""
+
+    scale: float
+    soft_cap: float | None
+    precision: str | None
 
 
 def differentiable(attend: Callable) -> Callable:
-    """Gives ``attend(tensors, masks, precision) -> (z, lse)`` a gradient in `tensors`."""
+    """Gives ``attend(tensors, masks, static) -> (z, lse)`` a gradient in `tensors`."""
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-    def op(tensors: Tensors, masks: Masks, precision: str | None):
-        return attend(tensors, masks, precision)
+    def op(tensors: Tensors, masks: Masks, static: Static):
+        return attend(tensors, masks, static)
 
-    def forward(tensors: Tensors, masks: Masks, precision: str | None):
+    def forward(tensors: Tensors, masks: Masks, static: Static):
         # The output as it was before the edit is what d/d gain needs: here the edit is not fused.
-        z, lse = attend(tensors._replace(gain=None, replacement=None), masks, precision)
+        z, lse = attend(tensors._replace(gain=None, replacement=None), masks, static)
         edited = edit(z.astype(jnp.float32), tensors.gain, tensors.replacement).astype(z.dtype)
         return (edited, lse), (tensors, masks, z, lse)
 
-    def backward(precision: str | None, saved, cotangents):
+    def backward(static: Static, saved, cotangents):
         tensors, masks, z, lse = saved
         dz, dlse = cotangents
         dz, dgain, dreplacement = _through_edit(tensors, z, dz.astype(jnp.float32))
-        dq, dk, dv = _through_attention(tensors, masks, z, lse, dz, dlse, precision)
+        dq, dk, dv = _through_attention(tensors, masks, z, lse, dz, dlse, static)
         grads = Tensors(dq, dk, dv, dgain, dreplacement)
         grads = jax.tree.map(lambda grad, x: grad.astype(x.dtype), grads, tensors)
         return grads, None
@@ -72,7 +79,7 @@ def _through_edit(tensors: Tensors, z: Array, dz: Array) -> tuple[Array, Array |
 
 
 def _through_attention(
-    tensors: Tensors, masks: Masks, z: Array, lse: Array, dz: Array, dlse: Array, precision: str | None
+    tensors: Tensors, masks: Masks, z: Array, lse: Array, dz: Array, dlse: Array, static: Static
 ) -> tuple[Array, Array, Array]:
     """Cotangents of q, k and v, in float32."""
     q, k, v = tensors.q, tensors.k, tensors.v
@@ -91,7 +98,7 @@ def _through_attention(
         return jnp.moveaxis(padded.reshape(B, n_blocks, block, *x.shape[2:]), 1, 0)
 
     def product(equation: str, x: Array, y: Array) -> Array:
-        return jnp.einsum(equation, x.astype(jnp.float32), y.astype(jnp.float32), precision=precision)
+        return jnp.einsum(equation, x.astype(jnp.float32), y.astype(jnp.float32), precision=static.precision)
 
     q, dz = grouped(q), grouped(dz)
     rows = jnp.transpose(grouped(lse), (0, 2, 3, 1, 4))  # [B G R S 1], as the scores below
@@ -102,14 +109,16 @@ def _through_attention(
         start, k, v, valid = block_of
         keys, queries = (jnp.arange(*ends, dtype=jnp.int32) for ends in ((0, block), (T - S, T)))
         keys += start
-        allowed = allowed_keys(keys, queries, valid, masks.knock_out, masks.forced)
-        allowed = jnp.broadcast_to(allowed, (B, H, S, block)).reshape(B, G, H // G, S, block)
-        scores = product("bsgrk,btgk->bgrst", q, k) * K**-0.5
+        allowed = allowed_keys(keys, queries, valid, masks.window)[:, :, None]  # every head alike
+        scores, through_scores = jax.vjp(
+            lambda products: scores_of(products, static.scale, static.soft_cap),
+            product("bsgrk,btgk->bgrst", q, k),
+        )
         pattern = jnp.where(allowed, jnp.exp(scores - rows), 0)
-        dscores = pattern * (product("bsgrk,btgk->bgrst", dz, v) - delta) * K**-0.5
-        dk = product("bgrst,bsgrk->btgk", dscores, q)
+        (dproducts,) = through_scores(pattern * (product("bsgrk,btgk->bgrst", dz, v) - delta))
+        dk = product("bgrst,bsgrk->btgk", dproducts, q)
         dv = product("bgrst,bsgrk->btgk", pattern, dz)
-        return dq + product("bgrst,btgk->bsgrk", dscores, k), (dk, dv)
+        return dq + product("bgrst,btgk->bsgrk", dproducts, k), (dk, dv)
 
     starts = jnp.arange(n_blocks, dtype=jnp.int32) * block
     dq, (dk, dv) = lax.scan(step, jnp.zeros_like(q), (starts, blocks(k), blocks(v), blocks(valid)))

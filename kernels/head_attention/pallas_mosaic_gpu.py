@@ -12,13 +12,12 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Bool, Float, Int
 
 from kernels import hopper, platform
-from kernels.head_attention.gradient import Masks, Tensors, differentiable
-from kernels.head_attention.masks import MASKED
+from kernels.head_attention.gradient import Masks, Static, Tensors, differentiable
+from kernels.head_attention.scores import MASKED, scores_of
 
 QUERIES = 64  # of one block: the rows of one warpgroup product
 KEYS = 64  # of one step
 STAGES = 2  # blocks of keys and values that are in shared memory at once
-NOWHERE = -1  # a key that no query has
 
 
 def head_attention(
@@ -26,11 +25,12 @@ def head_attention(
     k: Float[Array, "B T G K"],
     v: Float[Array, "B T G K"],
     *,
+    scale: float,
+    soft_cap: float | None,
+    window: Int[Array, ""] | None,
     valid: Bool[Array, "B T"] | None,
     gain: Float[Array, "#B #S H"] | None,
     replacement: Float[Array, "#B #S #H #K"] | None,
-    knock_out: Int[Array, "#B #S #H P"] | None,
-    forced: Int[Array, "#B #S #H"] | None,
     precision: str | None,
 ) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H"]]:
     """See `kernels.head_attention.api.head_attention`. Takes bfloat16 only.
@@ -38,7 +38,8 @@ def head_attention(
     A Hopper tensor core has no product of float32, and cutting them to TF32 would not be float32.
     """
     check(q, k, v)
-    return _differentiable(Tensors(q, k, v, gain, replacement), Masks(valid, knock_out, forced), precision)
+    tensors, masks = Tensors(q, k, v, gain, replacement), Masks(valid, window)
+    return _differentiable(tensors, masks, Static(scale, soft_cap, precision))
 
 
 def check(q: Array, k: Array, v: Array) -> None:
@@ -57,13 +58,11 @@ def shared_memory_bytes(K: int) -> int:
 
 @platform.narrow
 def attend(
-    tensors: Tensors, masks: Masks, precision: str | None, causal: bool = True
+    tensors: Tensors, masks: Masks, static: Static, causal: bool = True
 ) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H"]]:
-    """The kernel. Without causality every query sees every valid key, and S may exceed T."""
-    del precision  # a product of bfloat16s is exact
+    """The kernel. Without causality every query stands at the last cached position, and S may exceed T."""
     B, S, H, K = tensors.q.shape
     T, G = tensors.k.shape[1:3]
-    scale = K**-0.5
 
     def padded(x: Array, axis_1: int) -> Array:
         """[B S H K] with whole blocks along axis 1 and whole lines along the last."""
@@ -76,21 +75,15 @@ def attend(
     S_padded, K_padded = q.shape[1], q.shape[3]
     hopper.check_shared_memory(shared_memory_bytes(K_padded), f"K={K}")
 
-    def per_query(x: Array, fill: int) -> Array:
-        """[#B #S #H ...] -> [B H ... S]: what belongs to a query, whole blocks of them."""
-        x = jnp.broadcast_to(x, (B, S, H, *x.shape[3:]))
-        x = jnp.pad(x, [(0, 0), (0, S_padded - S)] + [(0, 0)] * (x.ndim - 2), constant_values=fill)
-        return jnp.moveaxis(x, 1, -1)
-
     operands = {"q": q, "k": k, "v": v}
+    if masks.window is not None:
+        operands["window"] = masks.window.reshape(1)
     if masks.valid is not None:
         operands["valid"] = jnp.pad(masks.valid.astype(jnp.float32), ((0, 0), (0, k.shape[1] - T)))
-    if masks.forced is not None:
-        operands["forced"] = per_query(masks.forced.astype(jnp.int32), -1)
-    if masks.knock_out is not None and masks.knock_out.shape[3]:
-        operands["knock_out"] = per_query(masks.knock_out.astype(jnp.int32), NOWHERE)
     if tensors.gain is not None:
-        operands["gain"] = per_query(tensors.gain.astype(jnp.float32), 1)
+        gain = jnp.broadcast_to(tensors.gain.astype(jnp.float32), (B, S, H))
+        gain = jnp.pad(gain, ((0, 0), (0, S_padded - S), (0, 0)))
+        operands["gain"] = jnp.swapaxes(gain, 1, 2)
         replacement = jnp.broadcast_to(tensors.replacement.astype(jnp.bfloat16), tensors.q.shape)
         operands["replacement"] = padded(replacement, QUERIES)
 
@@ -108,24 +101,28 @@ def attend(
         def spread(rows: Array, columns: int) -> Array:
             return lax.broadcast_in_dim(rows, (QUERIES, columns), [0])
 
-        forced = hopper.load(inputs["forced"].at[b, h, queries], hopper.ROW) if "forced" in inputs else None
+        # Blocks of keys ahead of every query, or before every query's window, are not read.
+        first_query, first_block, last_block = T - 1, 0, (T - 1) // KEYS
+        if causal:
+            first_query = i * QUERIES + (T - S)
+            last_query = jnp.minimum((i + 1) * QUERIES, S) - 1 + (T - S)
+            last_block = lax.div(last_query, jnp.int32(KEYS))
+        if "window" in inputs:
+            window = inputs["window"][0]
+            first_block = lax.div(jnp.maximum(first_query - window + 1, 0), jnp.int32(KEYS))
 
         def allowed(first_key: Array) -> Array:
-            """`kernels.head_attention.masks.allowed_keys` for one tile."""
+            """`kernels.head_attention.scores.allowed_keys` for one tile."""
             key, query = (
                 plgpu.broadcasted_iota(jnp.int32, shape, axis, layout=plgpu.Layout.WGMMA) for axis in (1, 0)
             )
-            key, query = key + first_key, query + (i * QUERIES + (T - S))
-            mask = key <= query if causal else key < T
+            key, query = key + first_key, query + first_query if causal else first_query
+            mask = key <= query
+            if "window" in inputs:
+                mask &= key > query - window
             if "valid" in inputs:
                 valid = hopper.load(inputs["valid"].at[b, pl.ds(first_key, KEYS)], hopper.COLUMN)
                 mask &= lax.broadcast_in_dim(valid, shape, [1]) > 0
-            if forced is not None:
-                mask &= (spread(forced, KEYS) < 0) | (spread(forced, KEYS) == key)
-            if "knock_out" in inputs:
-                for p in range(inputs["knock_out"].shape[2]):
-                    removed = hopper.load(inputs["knock_out"].at[b, h, p, queries], hopper.ROW)
-                    mask &= spread(removed, KEYS) != key
             return mask
 
         def step(indices, k_smem, v_smem, state):
@@ -135,8 +132,9 @@ def attend(
                 plgpu.wgmma(accumulator, q_smem, k_smem.transpose((1, 0)))
                 return accumulator[...]
 
-            scores = pl.run_scoped(score, plgpu.ACC(shape, jnp.float32)) * scale
-            mask = allowed(indices[0] * KEYS)
+            products = pl.run_scoped(score, plgpu.ACC(shape, jnp.float32))
+            scores = scores_of(products, static.scale, static.soft_cap)
+            mask = allowed((first_block + indices[0]) * KEYS)
             scores = jnp.where(mask, scores, constant(MASKED, shape, plgpu.Layout.WGMMA))
             new_top = jnp.maximum(top, jnp.max(scores, axis=1))
             weights = jnp.where(mask, jnp.exp(scores - spread(new_top, KEYS)), jnp.zeros_like(scores))
@@ -147,14 +145,12 @@ def attend(
 
         plgpu.copy_gmem_to_smem(inputs["q"].at[b, queries, h], q_smem, barrier)
         plgpu.barrier_wait(barrier)
-        n_blocks = k.shape[1] // KEYS
-        if causal:  # blocks ahead of every query are not read
-            last_query = jnp.minimum((i + 1) * QUERIES, S) - 1 + (T - S)
-            n_blocks = lax.div(last_query, jnp.int32(KEYS)) + 1
-        keys_and_values = plgpu.BlockSpec((KEYS, K_padded), lambda j: (j, 0), transforms=hopper.swizzled())
+        keys_and_values = plgpu.BlockSpec(
+            (KEYS, K_padded), lambda j: (first_block + j, 0), transforms=hopper.swizzled()
+        )
         pipeline = plgpu.emit_pipeline(
             step,
-            grid=(n_blocks,),
+            grid=(last_block - first_block + 1,),
             in_specs=[keys_and_values] * 2,
             max_concurrent_steps=STAGES,
             init_carry=(

@@ -11,37 +11,39 @@ def head_attention(
     k: Float[Array, "B T G K"],
     v: Float[Array, "B T G K"],
     *,
+    scale: float,
+    soft_cap: float | None,
+    window: Int[Array, ""] | None,
     valid: Bool[Array, "B T"] | None,
     gain: Float[Array, "#B #S H"] | None,
     replacement: Float[Array, "#B #S #H #K"] | None,
-    knock_out: Int[Array, "#B #S #H P"] | None,
-    forced: Int[Array, "#B #S #H"] | None,
     precision: str | None,
 ) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H"]]:
     """See `kernels.head_attention.api.head_attention`. `precision` is ignored: always the highest."""
     del precision
     dtype = q.dtype
-    B, S, H, K = q.shape
+    B, S, H, _ = q.shape
     T, G = k.shape[1:3]
     q, k, v = (x.astype(jnp.float32) for x in (q, k, v))
-    allowed = jnp.arange(T)[None, :] <= jnp.arange(T - S, T)[:, None]
-    allowed = jnp.broadcast_to(allowed[None, :, None], (B, S, H, T))
+    key, query = jnp.arange(T, dtype=jnp.int32)[None], jnp.arange(T - S, T, dtype=jnp.int32)[:, None]
+    allowed = key <= query
+    if window is not None:
+        allowed = allowed & (query - key < window)
+    allowed = jnp.broadcast_to(allowed[None], (B, S, T))
     if valid is not None:
-        allowed = allowed & valid[:, None, None, :]
+        allowed = allowed & valid[:, None]
         k = jnp.where(valid[:, :, None, None], k, 0)
         v = jnp.where(valid[:, :, None, None], v, 0)
-    if knock_out is not None:
-        allowed = allowed & ~jax.nn.one_hot(knock_out, T, dtype=bool).any(axis=-2)
-    if forced is not None:
-        allowed = allowed & ((forced[..., None] < 0) | jax.nn.one_hot(forced, T, dtype=bool))
 
     outputs, sums = [], []
     for h in range(H):
-        k_h, v_h, allowed_h = k[:, :, h // (H // G)], v[:, :, h // (H // G)], allowed[:, :, h]
-        scores = jnp.einsum("bsk,btk->bst", q[:, :, h], k_h, precision="highest") * K**-0.5
-        scores = jnp.where(allowed_h, scores, -jnp.inf)
-        pattern = jax.nn.softmax(jnp.where(allowed_h.any(axis=-1, keepdims=True), scores, 0), axis=-1)
-        pattern = jnp.where(allowed_h, pattern, 0)
+        k_h, v_h = k[:, :, h // (H // G)], v[:, :, h // (H // G)]
+        scores = jnp.einsum("bsk,btk->bst", q[:, :, h], k_h, precision="highest") * scale
+        if soft_cap is not None:
+            scores = soft_cap * jnp.tanh(scores / soft_cap)
+        scores = jnp.where(allowed, scores, -jnp.inf)
+        pattern = jax.nn.softmax(jnp.where(allowed.any(axis=-1, keepdims=True), scores, 0), axis=-1)
+        pattern = jnp.where(allowed, pattern, 0)
         outputs.append(jnp.einsum("bst,btk->bsk", pattern, v_h, precision="highest"))
         sums.append(jax.nn.logsumexp(scores, axis=-1))
     z = jnp.stack(outputs, axis=2)

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from kernels.head_attention.masks import MASKED, allowed_keys
+from kernels.head_attention.scores import MASKED, allowed_keys, scores_of
 
 
 def head_attention(
@@ -12,26 +12,27 @@ def head_attention(
     k: Float[Array, "B T G K"],
     v: Float[Array, "B T G K"],
     *,
+    scale: float,
+    soft_cap: float | None,
+    window: Int[Array, ""] | None,
     valid: Bool[Array, "B T"] | None,
     gain: Float[Array, "#B #S H"] | None,
     replacement: Float[Array, "#B #S #H #K"] | None,
-    knock_out: Int[Array, "#B #S #H P"] | None,
-    forced: Int[Array, "#B #S #H"] | None,
     precision: str | None,
 ) -> tuple[Float[Array, "B S H K"], Float[Array, "B S H"]]:
-    """See `kernels.head_attention.api.head_attention`."""
+    """See `kernels.head_attention.api.head_attention`. A window only masks: the scores are one array."""
     B, S, H, K = q.shape
     T, G = k.shape[1:3]
     keys = jnp.arange(T, dtype=jnp.int32)
-    allowed = allowed_keys(keys, keys[T - S :], valid, knock_out, forced)
+    allowed = allowed_keys(keys, keys[T - S :], valid, window)
     if valid is not None:  # a zero weight times a NaN would be a NaN, here or in a gradient
         k = jnp.where(valid[:, :, None, None], k, 0)
         v = jnp.where(valid[:, :, None, None], v, 0)
     grouped = q.reshape(B, S, G, H // G, K)
-    scores = jnp.einsum(
+    products = jnp.einsum(
         "bsgrk,btgk->bgrst", grouped, k, precision=precision, preferred_element_type=jnp.float32
     ).reshape(B, H, S, T)
-    scores = jnp.where(allowed, scores * K**-0.5, MASKED)
+    scores = jnp.where(allowed, scores_of(products, scale, soft_cap), MASKED)
     top = lax.stop_gradient(scores.max(axis=-1, keepdims=True))
     weights = jnp.where(allowed, jnp.exp(scores - top), 0)
     total = weights.sum(axis=-1, keepdims=True)

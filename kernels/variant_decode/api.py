@@ -1,9 +1,10 @@
 """The one door to `variant_decode`: checks the call, then runs the implementation asked for."""
 
 from jax import Array
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from kernels import dispatch
+from kernels.head_attention import scores
 from kernels.variant_decode import pallas_mosaic_gpu, pallas_mosaic_tpu, reference, xla
 
 IMPLEMENTATIONS = {
@@ -22,6 +23,9 @@ def variant_decode(
     k_new: Float[Array, "M B G K"],
     v_new: Float[Array, "M B G K"],
     *,
+    scale: float | None = None,
+    soft_cap: float | None = None,
+    window: int | Int[Array, ""] | None = None,
     valid: Bool[Array, "B S"] | None = None,
     precision: str | None = None,
     implementation: str | None = None,
@@ -29,11 +33,16 @@ def variant_decode(
     """Attention of the last position of M variants that share all positions before it: z [M B H K].
 
     The last of the S cached positions is not read: in its place every variant has its own `k_new` and
-    `v_new`. Query head h reads key/value head ``h // (H / G)``. Scores are scaled by ``1 / sqrt(K)``;
-    the softmax is in float32. The cache is read once per prompt and key/value head and never copied per
-    variant.
+    `v_new`. Query head h reads key/value head ``h // (H / G)``. Scores are as in
+    `kernels.head_attention.head_attention`; the softmax is in float32. The cache is read once per prompt
+    and key/value head and never copied per variant.
 
     Args:
+      scale: ``1 / sqrt(K)`` if not given.
+      soft_cap: what no score exceeds in magnitude; no cap if not given.
+      window: how many of the S positions a variant sees, its own the last of them, as in
+        `head_attention`; all if not given. What lies before is not read, except that XLA, whose shapes
+        are fixed, reads and masks it where the window is an array.
       valid: which cached positions hold a real token; nothing of the others, not even a NaN, reaches a
         result. The last entry is ignored: a variant always attends to its own position.
       precision: matmul precision, as in `jax.lax.dot_general`.
@@ -47,5 +56,13 @@ def variant_decode(
         raise ValueError(f"H must be a multiple of G; got H={q.shape[2]} and G={k.shape[2]}")
     if k.shape[1] == 0:
         raise ValueError("the cache must hold at least the position that is replaced; got S=0")
+    scores.check(soft_cap, window)
     run, precision = dispatch.choose("variant_decode", IMPLEMENTATIONS, DEFAULT, implementation, precision)
-    return run(q, k, v, k_new, v_new, valid=valid, precision=precision)
+    return run(
+        *(q, k, v, k_new, v_new),
+        scale=q.shape[3] ** -0.5 if scale is None else scale,
+        soft_cap=soft_cap,
+        window=window,
+        valid=valid,
+        precision=precision,
+    )

@@ -4,11 +4,13 @@ All variants of all heads of a group are rows of one query tile; their own posit
 through the log-sum-exp.
 """
 
+import functools
+
 from jax import Array
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from kernels.head_attention import pallas_mosaic_gpu
-from kernels.head_attention.gradient import Masks, Tensors
+from kernels.head_attention.gradient import Static
 from kernels.variant_decode.merge import with_own_position
 
 
@@ -19,14 +21,14 @@ def variant_decode(
     k_new: Float[Array, "M B G K"],
     v_new: Float[Array, "M B G K"],
     *,
+    scale: float,
+    soft_cap: float | None,
+    window: int | Int[Array, ""] | None,
     valid: Bool[Array, "B S"] | None,
     precision: str | None,
 ) -> Float[Array, "M B H K"]:
     """See `kernels.variant_decode.api.variant_decode`."""
     pallas_mosaic_gpu.check(q, k, v)
-
-    def attend(rows: Array, k: Array, v: Array, seen: Array) -> tuple[Array, Array]:
-        tensors, masks = Tensors(rows, k, v, None, None), Masks(seen, None, None)
-        return pallas_mosaic_gpu.attend(tensors, masks, precision, causal=False)
-
-    return with_own_position(attend, q, k, v, k_new, v_new, valid)
+    attend = functools.partial(pallas_mosaic_gpu.attend, causal=False)
+    static = Static(scale, soft_cap, precision)
+    return with_own_position(attend, q, k, v, k_new, v_new, valid, window, static)

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 
 def variant_decode(
@@ -13,6 +13,9 @@ def variant_decode(
     k_new: Float[Array, "M B G K"],
     v_new: Float[Array, "M B G K"],
     *,
+    scale: float,
+    soft_cap: float | None,
+    window: int | Int[Array, ""] | None,
     valid: Bool[Array, "B S"] | None,
     precision: str | None,
 ) -> Float[Array, "M B H K"]:
@@ -21,6 +24,8 @@ def variant_decode(
     B, S = k.shape[:2]
     heads_per_group = q.shape[2] // k.shape[2]
     seen = jnp.ones((B, S), bool) if valid is None else valid.at[:, -1].set(True)
+    if window is not None:
+        seen = seen & (jnp.arange(S - 1, -1, -1, dtype=jnp.int32) < window)[None]
 
     def one_variant(new: tuple[Array, Array, Array]) -> Float[Array, "B H K"]:
         q, k_new, v_new = new
@@ -28,7 +33,10 @@ def variant_decode(
         values = jnp.where(seen[:, :, None, None], v.at[:, -1].set(v_new), 0).astype(jnp.float32)
         keys, values = (jnp.repeat(x, heads_per_group, axis=2) for x in (keys, values))
         scores = jnp.einsum("bhk,bshk->bhs", q.astype(jnp.float32), keys, precision="highest")
-        scores = jnp.where(seen[:, None], scores * q.shape[2] ** -0.5, -jnp.inf)
+        scores = scores * scale
+        if soft_cap is not None:
+            scores = soft_cap * jnp.tanh(scores / soft_cap)
+        scores = jnp.where(seen[:, None], scores, -jnp.inf)
         pattern = jax.nn.softmax(scores, axis=-1)
         return jnp.einsum("bhs,bshk->bhk", pattern, values, precision="highest")
 

@@ -28,14 +28,12 @@ class VocabRank(NamedTuple):
       logit: the target's own.
       lse: log of the sum of the exponentials of all logits, if asked for. ``logit - lse`` is the target's
         log-probability.
-      argmax: the first token with the greatest logit, if asked for.
     """
 
     above: Int[Array, "H N"]
     below: Int[Array, "H N"]
     logit: Float[Array, "H N"]
     lse: Float[Array, "H N"] | None
-    argmax: Int[Array, "H N"] | None
 
 
 def vocab_rank(
@@ -47,7 +45,6 @@ def vocab_rank(
     bias: Float[Array, " V"] | None = None,
     cap: Int[Array, " N"] | None = None,
     with_lse: bool = False,
-    with_argmax: bool = False,
     precision: str | None = None,
     implementation: str | None = None,
 ) -> VocabRank:
@@ -68,7 +65,7 @@ def vocab_rank(
       cap: counts stop mattering here: a query whose both counts have reached its cap is decided, and
         where a block of queries is decided, the rest of the vocabulary is skipped. A hit with k is
         ``above < k``, so a cap of k leaves hits exact.
-      with_lse, with_argmax: whether to return these; both need the whole vocabulary.
+      with_lse: whether to return the log-sum-exp, which needs the whole vocabulary.
       precision: matmul precision, as in `jax.lax.dot_general`.
       implementation: a name in `IMPLEMENTATIONS`, or None for the default.
 
@@ -81,8 +78,8 @@ def vocab_rank(
         raise ValueError(
             f"without W_O the queries live in the unembedding's space; got K={K} and D={unembed.shape[1]}"
         )
-    if cap is not None and (with_lse or with_argmax):
-        raise ValueError("a cap skips tiles, but lse and argmax need them all; got a cap and one of these")
+    if cap is not None and with_lse:
+        raise ValueError("a cap skips tiles, but lse needs them all; got both")
     run, precision = dispatch.choose("vocab_rank", IMPLEMENTATIONS, DEFAULT, implementation, precision)
     if W_O is None or N <= K:
         if W_O is not None:
@@ -98,7 +95,6 @@ def vocab_rank(
         bias=bias,
         cap=cap,
         with_lse=with_lse,
-        with_argmax=with_argmax,
         precision=precision,
     )
     ranks = VocabRank(*(None if rank is None else rank.reshape(H, N) for rank in ranks))

@@ -32,9 +32,8 @@ def vocab_rank(
     bias: Float[Array, " V"] | None,
     cap: Int[Array, " N"] | None,
     with_lse: bool,
-    with_argmax: bool,
     precision: str | None,
-) -> tuple[Array, Array, Array, Array | None, Array | None]:
+) -> tuple[Array, Array, Array, Array | None]:
     """See `kernels.vocab_rank.api.vocab_rank`. float32 is float32 at any `precision`; see `hopper.split`."""
     hopper.check(q, unembed, *(() if W_O is None else (W_O,)))
 
@@ -46,15 +45,15 @@ def vocab_rank(
             columns = jnp.einsum(
                 "vd,kd->vk", unembed, W_O, precision=exact, preferred_element_type=jnp.float32
             ).astype(x.dtype)
-        return rank_rows(x, columns, target, bias, cap, with_lse or with_argmax)
+        return rank_rows(x, columns, target, bias, cap, with_lse)
 
-    above, below, logit, lse, argmax = lax.map(one_head, (q, W_O))
-    return above, below, logit, lse if with_lse else None, argmax if with_argmax else None
+    above, below, logit, lse = lax.map(one_head, (q, W_O))
+    return above, below, logit, lse if with_lse else None
 
 
 def shared_memory_bytes() -> int:
     """Queries and tokens in flight, and the vectors that are returned."""
-    return STAGES * 2 * TILE * hopper.LINE * 2 + 6 * TILE * 4
+    return STAGES * 2 * TILE * hopper.LINE * 2 + 5 * TILE * 4
 
 
 @platform.narrow
@@ -64,9 +63,9 @@ def rank_rows(
     target: Int[Array, " R"],
     bias: Float[Array, " V"] | None,
     cap: Int[Array, " R"] | None,
-    with_top: bool,
+    with_lse: bool,
 ) -> tuple[Array, ...]:
-    """Counts above and below, the targets' logits, and, if asked for, log-sum-exp and argmax."""
+    """Counts above and below, the targets' logits, and, if asked for, log-sum-exp."""
     R, V = x.shape[0], columns.shape[0]
     if x.dtype == jnp.float32:
         x, columns = hopper.split(x, left=True), hopper.split(columns, left=False)
@@ -86,13 +85,13 @@ def rank_rows(
     n_shares = pl.cdiv(n_tiles, tiles_per_share)
 
     kernel = functools.partial(
-        _kernel, V=V, tiles_per_share=tiles_per_share, capped=cap is not None, with_top=with_top
+        _kernel, V=V, tiles_per_share=tiles_per_share, capped=cap is not None, with_lse=with_lse
     )
     per_share = jax.ShapeDtypeStruct((n_shares, x.shape[0]), jnp.float32)
     results = plgpu.kernel(
         kernel,
-        out_type=[per_share] * 6,
-        scratch_types=[plgpu.SMEM((6, TILE), jnp.float32)],
+        out_type=[per_share] * 5,
+        scratch_types=[plgpu.SMEM((5, TILE), jnp.float32)],
         grid=(n_blocks, n_shares),
         grid_names=("block", "share"),
         compiler_params=plgpu.CompilerParams(approx_math=False),
@@ -106,15 +105,11 @@ def rank_rows(
         padded(bias, TILE),
         caps.astype(jnp.float32),
     )
-    above, below, logit, top, total, argmax = (result[:, :R] for result in results)
+    above, below, logit, top, total = (result[:, :R] for result in results)
     highest = jnp.max(top, axis=0)
     total = jnp.sum(total * jnp.exp(top - highest[None]), axis=0)
-    best = jnp.argmax(top, axis=0)  # the first share that has it
-    argmax = jnp.take_along_axis(argmax, best[None], axis=0)[0]
-    above, below, argmax = (
-        value.astype(jnp.int32) for value in (jnp.sum(above, axis=0), jnp.sum(below, axis=0), argmax)
-    )
-    return above, below, logit[0], highest + jnp.log(total), argmax
+    above, below = (jnp.sum(counts, axis=0).astype(jnp.int32) for counts in (above, below))
+    return above, below, logit[0], highest + jnp.log(total)
 
 
 def _kernel(
@@ -129,7 +124,7 @@ def _kernel(
     V: int,
     tiles_per_share: int,
     capped: bool,
-    with_top: bool,
+    with_lse: bool,
 ):
     *out_refs, result_ref = out_and_scratch
     queries = pl.ds(lax.axis_index("block") * TILE, TILE)
@@ -196,7 +191,7 @@ def _kernel(
     target, cap = per_query(target_ref), per_query(cap_ref)
 
     def count(tile, logits, carry):
-        above, below, top, total, argmax = carry
+        above, below, top, total = carry
         first_token = (first_tile + tile) * TILE
         token = iota(1) + first_token
         tile_bias = hopper.load(bias_ref.at[pl.ds(first_token, TILE)], hopper.COLUMN)
@@ -211,27 +206,22 @@ def _kernel(
 
         above = above + how_many_not(logits <= spread(own))
         below = below + how_many_not(logits >= spread(own))
-        if with_top:
+        if with_lse:
             logits = jnp.where(token < V, logits, constant(MASKED, shape, plgpu.Layout.WGMMA))
-            highest = jnp.max(logits, axis=1)
-            new_top = jnp.maximum(top, highest)
-            numbers = token.astype(jnp.float32)  # exact up to 2^24
-            past_all = constant(2.0**24, shape, plgpu.Layout.WGMMA)
-            first = -jnp.max(-jnp.where(logits == spread(highest), numbers, past_all), axis=1)
-            argmax = jnp.where(highest > top, first, argmax)
+            new_top = jnp.maximum(top, jnp.max(logits, axis=1))
             total = total * jnp.exp(top - new_top) + sum_where(token < V, jnp.exp(logits - spread(new_top)))
             top = new_top
         go_on = jnp.float32(1)
         if capped:
             undecided = (above < cap) | (below < cap)
             go_on = jnp.max(jnp.where(undecided, jnp.ones_like(above), jnp.zeros_like(above)))
-        return go_on, (above, below, top, total, argmax)
+        return go_on, (above, below, top, total)
 
     n_tiles = jnp.minimum(tiles_per_share, pl.cdiv(V, TILE) - first_tile)
-    start = (zeros, zeros, constant(MASKED, (TILE,), hopper.ROW), zeros, zeros)
+    start = (zeros, zeros, constant(MASKED, (TILE,), hopper.ROW), zeros)
     columns = columns_ref.at[pl.ds(first_tile * TILE, tiles_per_share * TILE)]
-    above, below, top, total, argmax = walk(columns, n_tiles, count, start)
-    for i, (result, ref) in enumerate(zip((above, below, own, top, total, argmax), out_refs, strict=True)):
+    above, below, top, total = walk(columns, n_tiles, count, start)
+    for i, (result, ref) in enumerate(zip((above, below, own, top, total), out_refs, strict=True)):
         result_ref[i] = result
         plgpu.commit_smem()
         plgpu.copy_smem_to_gmem(result_ref.at[i], ref.at[lax.axis_index("share"), queries])

@@ -27,9 +27,8 @@ def vocab_rank(
     bias: Float[Array, " V"] | None,
     cap: Int[Array, " N"] | None,
     with_lse: bool,
-    with_argmax: bool,
     precision: str | None,
-) -> tuple[Array, Array, Array, Array | None, Array | None]:
+) -> tuple[Array, Array, Array, Array | None]:
     """See `kernels.vocab_rank.api.vocab_rank`."""
     tpu.check(precision, q, unembed, *(() if W_O is None else (W_O,)))
 
@@ -40,11 +39,10 @@ def vocab_rank(
             columns = jnp.einsum(
                 "vd,kd->vk", unembed, W_O, precision=precision, preferred_element_type=jnp.float32
             ).astype(x.dtype)
-        return rank_rows(x, columns, target, bias, cap, with_lse, with_argmax, precision)
+        return rank_rows(x, columns, target, bias, cap, with_lse, precision)
 
-    above, below, logit, top, total, argmax = lax.map(one_head, (q, W_O))
-    lse = top + jnp.log(total) if with_lse else None
-    return above, below, logit, lse, argmax if with_argmax else None
+    above, below, logit, top, total = lax.map(one_head, (q, W_O))
+    return above, below, logit, top + jnp.log(total) if with_lse else None
 
 
 def vmem_bytes(block: int, contracted: int, itemsize: int) -> int:
@@ -55,7 +53,7 @@ def vmem_bytes(block: int, contracted: int, itemsize: int) -> int:
         factors  # queries, the tile's columns
         + tile(block, contracted, itemsize)  # the targets' columns
         + tile(block, 1, 4)  # bias
-        + 9 * tile(1, block, 4)  # target, its bias, cap, and what is returned
+        + 8 * tile(1, block, 4)  # target, its bias, cap, and what is returned
     )
     # A product of float32 at the highest precision is one of bfloat16s, three for each number.
     thirds = factors * 3 // 2 if itemsize == 4 else 0
@@ -82,10 +80,9 @@ def rank_rows(
     bias: Float[Array, " V"] | None,
     cap: Int[Array, " R"] | None,
     with_lse: bool,
-    with_argmax: bool,
     precision: str | None,
 ) -> tuple[Array, ...]:
-    """Counts above and below, the targets' logits, greatest logit, sum of exponentials from it, argmax."""
+    """Counts above and below, the targets' logits, greatest logit, sum of exponentials from it."""
     R, C = x.shape
     V = columns.shape[0]
     block = min(BLOCK, -(-R // 128) * 128)
@@ -118,7 +115,7 @@ def rank_rows(
         refs = list(refs)
         cap_ref = refs.pop(0) if cap is not None else None
         own_bias_ref, bias_ref = (refs.pop(0), refs.pop(0)) if bias is not None else (None, None)
-        above_ref, below_ref, logit_ref, top_ref, total_ref, argmax_ref, tile_ref, go_on_ref = refs
+        above_ref, below_ref, logit_ref, top_ref, total_ref, tile_ref, go_on_ref = refs
         j, c = pl.program_id(1), pl.program_id(2)
 
         @pl.when((j == 0) & (c == 0))
@@ -127,7 +124,6 @@ def rank_rows(
             below_ref[...] = jnp.zeros_like(below_ref)
             top_ref[...] = jnp.full_like(top_ref, MASKED)
             total_ref[...] = jnp.zeros_like(total_ref)
-            argmax_ref[...] = jnp.zeros_like(argmax_ref)
             go_on_ref[0] = 1
 
         def accumulate(tile_columns: Array) -> None:
@@ -161,12 +157,9 @@ def rank_rows(
                 limit = cap_ref[...]
                 undecided = (above_ref[...] < limit) | (below_ref[...] < limit)
                 go_on_ref[0] = jnp.max(undecided.astype(jnp.int32))
-            if with_lse or with_argmax:
+            if with_lse:
                 logits = jnp.where(token < V, logits, MASKED)
-                highest = jnp.max(logits, axis=0, keepdims=True)
-                first = jnp.min(jnp.where(logits == highest, token, V), axis=0, keepdims=True)
-                top = jnp.maximum(top_ref[...], highest)
-                argmax_ref[...] = jnp.where(highest > top_ref[...], first, argmax_ref[...])
+                top = jnp.maximum(top_ref[...], jnp.max(logits, axis=0, keepdims=True))
                 weights = jnp.where(token < V, jnp.exp(logits - top), 0)
                 shrunk = total_ref[...] * jnp.exp(top_ref[...] - top)
                 total_ref[...] = shrunk + jnp.sum(weights, axis=0, keepdims=True)
@@ -175,10 +168,10 @@ def rank_rows(
     counts, numbers = (jax.ShapeDtypeStruct((1, R + padding), dtype) for dtype in (jnp.int32, jnp.float32))
     results = pl.pallas_call(
         kernel,
-        out_shape=(counts, counts, numbers, numbers, numbers, counts),
+        out_shape=(counts, counts, numbers, numbers, numbers),
         grid=((R + padding) // block, n_tiles + 1, n_contracted),
         in_specs=[spec for _, spec in operands],
-        out_specs=(per_query,) * 6,
+        out_specs=(per_query,) * 5,
         scratch_shapes=[pltpu.VMEM((block, block), jnp.float32), pltpu.SMEM((1,), jnp.int32)],
         name="vocab_rank",
         **tpu.settings(("parallel", "arbitrary", "arbitrary"), needed),

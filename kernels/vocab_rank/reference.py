@@ -15,9 +15,8 @@ def vocab_rank(
     bias: Float[Array, " V"] | None,
     cap: Int[Array, " N"] | None,
     with_lse: bool,
-    with_argmax: bool,
     precision: str | None,
-) -> tuple[Array, Array, Array, Array | None, Array | None]:
+) -> tuple[Array, Array, Array, Array | None]:
     """See `kernels.vocab_rank.api.vocab_rank`. Everything is counted, at the highest precision."""
     del precision, cap
     x = q.astype(jnp.float32)
@@ -31,5 +30,4 @@ def vocab_rank(
     bounds = logits <= own, logits >= own
     above, below = (jnp.sum(others & ~bound, axis=2, dtype=jnp.int32) for bound in bounds)
     lse = jax.nn.logsumexp(logits, axis=2) if with_lse else None
-    argmax = jnp.argmax(logits, axis=2).astype(jnp.int32) if with_argmax else None
-    return above, below, own[:, :, 0], lse, argmax
+    return above, below, own[:, :, 0], lse

@@ -21,8 +21,7 @@ class Rows(NamedTuple):
     logit: Float[Array, "*n C"]  # the target's
     above: Int[Array, "*n C"]
     below: Int[Array, "*n C"]
-    top: Float[Array, "*n C"]  # greatest logit so far,
-    argmax: Int[Array, "*n C"]  # where it was,
+    top: Float[Array, "*n C"]  # greatest logit so far
     total: Float[Array, "*n C"]  # and the sum of exp(logit - top)
 
 
@@ -35,9 +34,8 @@ def vocab_rank(
     bias: Float[Array, " V"] | None,
     cap: Int[Array, " N"] | None,
     with_lse: bool,
-    with_argmax: bool,
     precision: str | None,
-) -> tuple[Array, Array, Array, Array | None, Array | None]:
+) -> tuple[Array, Array, Array, Array | None]:
     """See `kernels.vocab_rank.api.vocab_rank`."""
     H, N, _ = q.shape
     V = unembed.shape[0]
@@ -88,7 +86,7 @@ def vocab_rank(
 
         def count(rows: Rows, columns: Array) -> Rows:
             def counted() -> Rows:
-                return _count(rows, logits_of(rows.x, columns, tokens), tokens, fresh, with_lse, with_argmax)
+                return _count(rows, logits_of(rows.x, columns, tokens), tokens, fresh, with_lse)
 
             return counted() if cap is None else lax.cond(_undecided(rows).any(), counted, lambda: rows)
 
@@ -105,13 +103,7 @@ def vocab_rank(
         return x.reshape(H, n_chunks * n_rows)[:, :N]
 
     lse = flat(rows.top + jnp.log(rows.total)) if with_lse else None
-    return (
-        flat(rows.above),
-        flat(rows.below),
-        flat(rows.logit),
-        lse,
-        flat(rows.argmax) if with_argmax else None,
-    )
+    return flat(rows.above), flat(rows.below), flat(rows.logit), lse
 
 
 def _chunked(q: Array, target: Array, cap: Array | None, n_chunks: int, n_rows: int) -> Rows:
@@ -132,7 +124,6 @@ def _chunked(q: Array, target: Array, cap: Array | None, n_chunks: int, n_rows: 
         above=counts,
         below=counts,
         top=jnp.full_like(zeros, -jnp.inf),
-        argmax=counts,
         total=zeros,
     )
 
@@ -147,7 +138,6 @@ def _count(
     tokens: Int[Array, " t"],
     fresh: Bool[Array, " t"],
     with_lse: bool,
-    with_argmax: bool,
 ) -> Rows:
     """The rows after one more tile, of which the fresh tokens count."""
     others = fresh[None] & (tokens[None] != rows.target[:, None])
@@ -156,14 +146,11 @@ def _count(
         above=rows.above + jnp.sum(others & ~(logits <= own), axis=1, dtype=jnp.int32),
         below=rows.below + jnp.sum(others & ~(logits >= own), axis=1, dtype=jnp.int32),
     )
-    if with_lse or with_argmax:
+    if with_lse:
         logits = jnp.where(fresh[None], logits, -jnp.inf)
-        highest = jnp.max(logits, axis=1)
-        first = tokens[0] + jnp.argmax(logits, axis=1).astype(jnp.int32)
-        top = jnp.maximum(rows.top, highest)
+        top = jnp.maximum(rows.top, jnp.max(logits, axis=1))
         total = rows.total * jnp.exp(rows.top - top) + jnp.sum(jnp.exp(logits - top[:, None]), axis=1)
-        argmax = jnp.where(highest > rows.top, first, rows.argmax)
-        rows = rows._replace(top=top, total=total, argmax=argmax)
+        rows = rows._replace(top=top, total=total)
     return rows
 
 

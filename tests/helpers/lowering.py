@@ -13,7 +13,9 @@ MODELS = {
     "Pythia 12B": (40, 40, 128, 5120, 50688),
     "Phi-2": (32, 32, 80, 2560, 51200),
     "Llama-3.1 70B": (64, 8, 128, 8192, 128256),
+    "Gemma-2 9B": (16, 8, 256, 3584, 256000),
 }
+SOFT_CAP = {"Gemma-2 9B": 50.0}  # of the models that have one; they have windows too
 
 
 def shape(*sizes: int, dtype="float32") -> jax.ShapeDtypeStruct:
@@ -21,20 +23,21 @@ def shape(*sizes: int, dtype="float32") -> jax.ShapeDtypeStruct:
 
 
 def attention(model: str, implementation: str, dtype: str):
-    """All options at once, 2 prompts of 1000 positions."""
+    """All of the model's options at once, 2 prompts of 1000 positions; a window is an array."""
     H, G, K, _, _ = MODELS[model]
     B, S = 2, 1000
     options = {
         "valid": shape(B, S, dtype=bool),
         "gain": shape(B, 1, H),
         "replacement": shape(1, S, H, K),
-        "knock_out": shape(1, S, H, 2, dtype="int32"),
-        "forced": shape(B, S, 1, dtype="int32"),
     }
+    if model in SOFT_CAP:
+        options["window"] = shape(dtype="int32")
     tensors = shape(B, S, H, K, dtype=dtype), shape(B, S, G, K, dtype=dtype), shape(B, S, G, K, dtype=dtype)
 
     def call(q, k, v, options):
-        return head_attention(q, k, v, **options, precision="highest", implementation=implementation)
+        how = {"soft_cap": SOFT_CAP.get(model), "precision": "highest", "implementation": implementation}
+        return head_attention(q, k, v, **options, **how)
 
     return call, (*tensors, options)
 
@@ -46,12 +49,14 @@ def decode(model: str, implementation: str, dtype: str):
     shapes = ((M, B, H, K), (B, S, G, K), (B, S, G, K), (M, B, G, K), (M, B, G, K))
     arguments = [shape(*sizes, dtype=dtype) for sizes in shapes]
 
-    def call(q, k, v, k_new, v_new, valid):
-        return variant_decode(
-            q, k, v, k_new, v_new, valid=valid, precision="highest", implementation=implementation
-        )
+    def call(q, k, v, k_new, v_new, options):
+        how = {"soft_cap": SOFT_CAP.get(model), "precision": "highest", "implementation": implementation}
+        return variant_decode(q, k, v, k_new, v_new, **options, **how)
 
-    return call, (*arguments, shape(B, S, dtype=bool))
+    options = {"valid": shape(B, S, dtype=bool)}
+    if model in SOFT_CAP:
+        options["window"] = shape(dtype="int32")
+    return call, (*arguments, options)
 
 
 def rank(model: str, implementation: str, dtype: str):
@@ -69,9 +74,7 @@ def rank(model: str, implementation: str, dtype: str):
     def call(a):
         how = {"precision": "highest", "implementation": implementation}
         hits = vocab_rank(a["q"], a["unembed"], a["target"], W_O=a["W_O"], cap=a["target"], **how)
-        logprobs = vocab_rank(
-            a["x"], a["unembed"], a["target"][:300], bias=a["bias"], with_lse=True, with_argmax=True, **how
-        )
+        logprobs = vocab_rank(a["x"], a["unembed"], a["target"][:300], bias=a["bias"], with_lse=True, **how)
         return hits.above, hits.below, logprobs
 
     return call, (arguments,)
