@@ -18,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from absl import flags
+from headjax.kernels.dispatch import Choice
 
 from experiments import planted
 from experiments.check import (
@@ -52,13 +53,12 @@ from headjax.engine.mesh import check_alike, is_first_process, one_by_one, start
 from headjax.errors import InputError, run_main, shown
 from headjax.grid import save_csv, save_npz
 from headjax.io import check_file_names
+from headjax.kernels import platform
 from headjax.report.prompt_tables import describe_bos, dropped_pairs
 from headjax.report.run_report import report_tables
 from headjax.report.table import Table
 from headjax.result import Result
 from headjax.study import Study, study_of
-from kernels import platform
-from kernels.dispatch import Choice
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(

@@ -12,7 +12,7 @@ import jax
 import tqdm
 
 from headjax.engine.mesh import is_first_process
-from kernels import dispatch
+from headjax.kernels import dispatch
 
 PACKAGES = ("headjax", "jax", "jaxlib", "flax", "orbax-checkpoint", "transformers", "numpy", "matplotlib")
 T = TypeVar("T")

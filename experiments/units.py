@@ -25,7 +25,7 @@ from headjax.engine.batches import Remember
 from headjax.engine.mesh import check_alike, is_first_process
 from headjax.errors import InputError
 from headjax.io import atomic_write
-from kernels import dispatch
+from headjax.kernels import dispatch
 
 SUFFIX = ".unit"
 

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from headjax.axes import TokenMask, Tokens
 from headjax.config import ModelConfig
 from headjax.errors import InputError, shown
-from kernels.head_attention import IMPLEMENTATIONS  # every kernel has the same ones
+from headjax.kernels.head_attention import IMPLEMENTATIONS  # every kernel has the same ones
 
 DTYPES = ("float32", "bfloat16", "float16")
 PRECISIONS = ("highest", "high", "default")

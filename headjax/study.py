@@ -52,6 +52,8 @@ from headjax.errors import InputError, shown
 from headjax.grid import HeadGrid
 from headjax.inputs import DTYPES, PRECISIONS, check_count
 from headjax.io import check_file_names
+from headjax.kernels import platform
+from headjax.kernels.head_attention import IMPLEMENTATIONS
 from headjax.model import Output, Transformer, parameter_shapes
 from headjax.options import MOST, Options, Words, option
 from headjax.parameters import Parameters
@@ -60,8 +62,6 @@ from headjax.parameters.converted import Converted, is_converted, read_config
 from headjax.parameters.hugging_face import HuggingFace
 from headjax.parameters.layered import LayeredModel, layered_model
 from headjax.result import Result
-from kernels import platform
-from kernels.head_attention import IMPLEMENTATIONS
 
 T = TypeVar("T")
 # What an analysis may be asked with: names of prompt sets, or prompts; None: what the study has.

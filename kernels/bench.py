@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from kernels.head_attention import IMPLEMENTATIONS as ATTENTION
-from kernels.head_attention import head_attention
-from kernels.variant_decode import IMPLEMENTATIONS as DECODE
-from kernels.variant_decode import variant_decode
-from kernels.vocab_rank import IMPLEMENTATIONS as RANK
-from kernels.vocab_rank import vocab_rank
+from .head_attention import IMPLEMENTATIONS as ATTENTION
+from .head_attention import head_attention
+from .variant_decode import IMPLEMENTATIONS as DECODE
+from .variant_decode import variant_decode
+from .vocab_rank import IMPLEMENTATIONS as RANK
+from .vocab_rank import vocab_rank
 
 ON_CPU = jax.default_backend() == "cpu"
 DTYPES = ("float32",) if ON_CPU else ("bfloat16", "float32")

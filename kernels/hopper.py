@@ -9,7 +9,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Float
 
-from kernels import platform
+from . import platform
 
 NAME = "pallas_mosaic_gpu"
 # Shared memory of one block, in bytes (CUDA C++ Programming Guide, compute capability 9.0).

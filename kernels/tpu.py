@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.experimental.pallas import tpu as pltpu
 
-from kernels import platform
+from . import platform
 
 NAME = "pallas_mosaic_tpu"
 PRECISIONS = {None: None, "default": None, "highest": lax.Precision.HIGHEST, "float32": lax.Precision.HIGHEST}

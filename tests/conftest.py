@@ -27,7 +27,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 from jaxtyping import install_import_hook
 
 # Every signature of ours is checked while the tests run; the packages themselves do not need beartype.
-install_import_hook(["headjax", "kernels"], "beartype.beartype")
+install_import_hook(["headjax"], "beartype.beartype")
 
 import contextlib
 from collections.abc import Iterator

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 import headjax
-import kernels
 from experiments.config import SECTIONS, RunConfig
 from headjax import study
 from headjax.analyses.registry import ANALYSES
@@ -98,9 +97,9 @@ CONFIG_DEFAULTS = {
 
 
 def public_defaults() -> Iterator[tuple[str, str, object]]:
-    """Function, parameter and default of whatever the packages define under a public name."""
-    for package in (headjax, kernels):
-        for found in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+    """Function, parameter and default of whatever headjax and its kernels define under a public name."""
+    for found in pkgutil.walk_packages(headjax.__path__, "headjax."):
+        if not found.name.endswith("__main__"):
             module = importlib.import_module(found.name)
             for name, value in vars(module).items():
                 ours = getattr(value, "__module__", "") == module.__name__ and not name.startswith("_")

@@ -16,6 +16,10 @@ import jax.numpy as jnp
 import matplotlib
 import numpy as np
 import pytest
+from headjax.kernels.dispatch import Choice, recording
+from headjax.kernels.head_attention import api as head_attention
+from headjax.kernels.variant_decode import api as variant_decode
+from headjax.kernels.vocab_rank import api as vocab_rank
 from jax.extend.core.primitives import dot_general_p
 
 from experiments.config import RunConfig
@@ -41,10 +45,6 @@ from headjax.grid import load_npz
 from headjax.model import Transformer
 from headjax.model.edits import HeadEdit
 from headjax.parameters import InMemory
-from kernels.dispatch import Choice, recording
-from kernels.head_attention import api as head_attention
-from kernels.variant_decode import api as variant_decode
-from kernels.vocab_rank import api as vocab_rank
 from tests.helpers.kernel_checks import allowing
 from tests.helpers.models import CONFIGS, TOKENS, informative_model
 from tests.helpers.own_relations import write_relations

@@ -6,11 +6,11 @@
 import jax
 import jax.numpy as jnp
 import pytest
+from headjax.kernels.head_attention import head_attention, pallas_mosaic_gpu, pallas_mosaic_tpu
+from headjax.kernels.vocab_rank import pallas_mosaic_gpu as gpu_rank
+from headjax.kernels.vocab_rank import pallas_mosaic_tpu as tpu_rank
 
-from kernels import hopper, platform, tpu
-from kernels.head_attention import head_attention, pallas_mosaic_gpu, pallas_mosaic_tpu
-from kernels.vocab_rank import pallas_mosaic_gpu as gpu_rank
-from kernels.vocab_rank import pallas_mosaic_tpu as tpu_rank
+from headjax.kernels import hopper, platform, tpu
 from tests.helpers.lowering import MODELS, OPS, attention, shape
 
 PLATFORMS = {"pallas_mosaic_tpu": "tpu", "pallas_mosaic_gpu": "cuda"}

@@ -43,7 +43,7 @@ from headjax.options import option
 from headjax.report.table import Table
 from headjax.result import Result
 from headjax.study import Compute, Data
-from kernels import dispatch
+from headjax.kernels import dispatch
 
 
 class LargestNorm(NamedTuple):

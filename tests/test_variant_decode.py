@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from headjax.kernels.head_attention import head_attention, pallas_mosaic_tpu
+from headjax.kernels.variant_decode import IMPLEMENTATIONS, variant_decode
 from jax.sharding import PartitionSpec
 
-from kernels import platform
-from kernels.head_attention import head_attention, pallas_mosaic_tpu
-from kernels.variant_decode import IMPLEMENTATIONS, variant_decode
+from headjax.kernels import platform
 from tests.helpers.kernel_checks import allowing, attention_dtype, over_heads
 from tests.helpers.tolerances import assert_close
 

@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from headjax.kernels.vocab_rank import IMPLEMENTATIONS, pallas_mosaic_gpu, pallas_mosaic_tpu, vocab_rank, xla
 from jax.sharding import PartitionSpec
 
-from kernels import hopper, platform
-from kernels.vocab_rank import IMPLEMENTATIONS, pallas_mosaic_gpu, pallas_mosaic_tpu, vocab_rank, xla
+from headjax.kernels import hopper, platform
 from tests.helpers.kernel_checks import allowing, over_heads
 from tests.helpers.tolerances import assert_close
 

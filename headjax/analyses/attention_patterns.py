@@ -34,13 +34,13 @@ from headjax.engine.batches import Remember, Track, Work, compute_anew, map_prom
 from headjax.errors import InputError
 from headjax.grid import GridSet
 from headjax.inputs import check_count, check_ids, check_options, check_tokens
+from headjax.kernels import dispatch
 from headjax.model import Block, Transformer, mask_positions
 from headjax.model.attention import attention_pattern
 from headjax.report.drawing import figure_path
 from headjax.report.options import Report
 from headjax.result import Result
 from headjax.study import Data, Study
-from kernels import dispatch
 
 PATTERNS = ("previous", "duplicate", "induction")
 

@@ -35,13 +35,13 @@ from headjax.engine.batches import Work
 from headjax.errors import InputError, shown
 from headjax.grid import SUPPRESSION, GridSet
 from headjax.inputs import as_array, check_ids
+from headjax.kernels import dispatch
 from headjax.model import Block, Norm, abstract_model, fill, one_block, parameter_shapes
 from headjax.parameters import Parameters, each_layer, unembedding
 from headjax.report.drawing import figure_path
 from headjax.report.options import Report
 from headjax.result import Result
 from headjax.study import Data, Study
-from kernels import dispatch
 
 TOP_K = 5
 HEADS_AT_ONCE = 4  # whose logits of all names are held together

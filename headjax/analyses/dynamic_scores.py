@@ -51,6 +51,7 @@ from headjax.engine.visits import CleanLayer, visit_layers
 from headjax.errors import InputError, shown
 from headjax.grid import SUPPRESSION, GridSet
 from headjax.inputs import as_array
+from headjax.kernels import dispatch
 from headjax.model import Block, Transformer
 from headjax.parameters.layered import LayeredModel
 from headjax.report.correlations import Correlation, correlation_latex, correlation_table, correlations
@@ -59,7 +60,6 @@ from headjax.report.options import Report
 from headjax.report.table import Page, Table
 from headjax.result import Result
 from headjax.study import Data, Study
-from kernels import dispatch
 
 KINDS = (
     "dynamic_context",

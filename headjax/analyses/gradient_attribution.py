@@ -27,6 +27,7 @@ from headjax.engine.batches import Remember, Track, Work, check_prompts, compute
 from headjax.engine.replacement import Replacement, find_replacement
 from headjax.errors import InputError
 from headjax.grid import GridSet, HeadGrid
+from headjax.kernels import dispatch
 from headjax.model import Block, Transformer, mask_positions
 from headjax.model.edits import HeadEdit
 from headjax.options import option
@@ -35,7 +36,6 @@ from headjax.report.options import Report
 from headjax.report.table import Page, Table
 from headjax.result import Result
 from headjax.study import Study
-from kernels import dispatch
 
 
 def _logprob(

@@ -37,6 +37,8 @@ from headjax.engine.variants import ENOUGH_ROWS, run_variants
 from headjax.engine.visits import visit_layers
 from headjax.errors import InputError
 from headjax.grid import GridSet, HeadGrid
+from headjax.kernels import dispatch
+from headjax.kernels.variant_decode import variant_decode
 from headjax.model import Block, Transformer
 from headjax.model.edits import apply_edit
 from headjax.options import option
@@ -45,8 +47,6 @@ from headjax.report.drawing import draw_effects
 from headjax.report.options import Report
 from headjax.result import Result
 from headjax.study import Data, Study
-from kernels import dispatch
-from kernels.variant_decode import variant_decode
 
 
 class AblationMetrics(NamedTuple):

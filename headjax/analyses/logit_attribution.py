@@ -37,13 +37,13 @@ from headjax.engine.prefill import prefill
 from headjax.engine.visits import CleanLayer, visit_layers
 from headjax.errors import InputError, shown
 from headjax.grid import GridSet
+from headjax.kernels import dispatch
 from headjax.model import Block, Transformer
 from headjax.parameters.layered import LayeredModel
 from headjax.report.drawing import draw_effects
 from headjax.report.options import Report
 from headjax.result import Result
 from headjax.study import Data, Study
-from kernels import dispatch
 
 
 class LogitParts(NamedTuple):

@@ -49,13 +49,13 @@ from headjax.engine.mesh import WHOLE, fetch, place
 from headjax.errors import InputError
 from headjax.grid import SUPPRESSION, GridSet
 from headjax.inputs import check_ids
+from headjax.kernels import dispatch
 from headjax.model import first_mlp
 from headjax.parameters import Parameters, TokenRows, each_layer, unembedding
 from headjax.report.drawing import chosen_grids, figure_path
 from headjax.report.options import Report
 from headjax.result import Result
 from headjax.study import Data, Study
-from kernels import dispatch
 
 LAYER = ("blocks.attn.W_V", "blocks.attn.W_O")
 FIRST_MLP = (

@@ -28,6 +28,7 @@ from headjax.axes import Head
 from headjax.data.prompts import token_text
 from headjax.engine.batches import Work
 from headjax.errors import InputError
+from headjax.kernels import dispatch
 from headjax.model.edits import check_head
 from headjax.options import Words, option
 from headjax.parameters import TokenRows
@@ -36,7 +37,6 @@ from headjax.report.options import Report
 from headjax.report.table import Page, Table
 from headjax.result import Result
 from headjax.study import Data, Study
-from kernels import dispatch
 
 TILE = 4096  # tokens at a time
 

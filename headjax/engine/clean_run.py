@@ -15,11 +15,11 @@ from headjax.engine.metrics import Metrics, mean_with_error, next_token_metrics
 from headjax.engine.prefill import prefill
 from headjax.engine.visits import visit_layers
 from headjax.errors import InputError
+from headjax.kernels import dispatch
 from headjax.model import Transformer
 from headjax.parameters.layered import LayeredModel
 from headjax.result import CleanRow
 from headjax.stats import wilson
-from kernels import dispatch
 
 
 def clean_metrics(

@@ -22,7 +22,7 @@ What a stage costs is bounded by the rank of a head. A head with more than K und
 other heads are pooled as rows of D. So at most K rows a head are ever multiplied with the unembedding,
 whatever the weights: a model with many true hits, or adversarial weights, cost a few times the usual.
 
-A fused kernel (`kernels.vocab_rank`) screens on the chip instead: it walks the whole vocabulary once, with a
+A fused kernel (kernels/vocab_rank) screens on the chip instead: it walks the whole vocabulary once, with a
 cap of k, and skips what is left of it where all pairs of a block are decided.
 """
 
@@ -37,8 +37,8 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int, UInt16
 
 from headjax.inputs import check_ids
-from kernels import dispatch
-from kernels.vocab_rank import vocab_rank
+from headjax.kernels import dispatch
+from headjax.kernels.vocab_rank import vocab_rank
 
 DRAWS = (512, 2560, 7680, 20480, 53248)  # tokens seen after each early stage, beside the run's own targets
 

@@ -23,7 +23,7 @@ from jax.sharding import PartitionSpec as P
 from jax.typing import ArrayLike
 
 from headjax.errors import InputError
-from kernels import dispatch
+from headjax.kernels import dispatch
 
 T = TypeVar("T")
 DATA_AXIS = "data"

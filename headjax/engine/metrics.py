@@ -19,9 +19,9 @@ from jaxtyping import Float, Int
 
 from headjax.engine.hits import is_fused
 from headjax.engine.mesh import MODEL_AXIS, WHOLE, vocabulary_parts
+from headjax.kernels import dispatch
+from headjax.kernels.vocab_rank import vocab_rank
 from headjax.model import Transformer
-from kernels import dispatch
-from kernels.vocab_rank import vocab_rank
 
 METRICS = ("logprob", "logit_diff", "accuracy")
 

@@ -32,9 +32,9 @@ from headjax.engine.mesh import DATA_AXIS, ROWS, WHOLE
 from headjax.engine.metrics import logit_difference
 from headjax.engine.prefill import SPECS, Prefill, prefill
 from headjax.engine.variant_step import Positions, TokenIds, layer_of
+from headjax.kernels import dispatch
+from headjax.kernels.variant_decode import variant_decode
 from headjax.model import Block, Transformer
-from kernels import dispatch
-from kernels.variant_decode import variant_decode
 
 
 class Patch(NamedTuple):

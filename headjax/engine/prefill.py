@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int
 
 from headjax.axes import Residual, TokenMask, Tokens
 from headjax.engine.mesh import DATA_AXIS, ROWS
+from headjax.kernels import dispatch
 from headjax.model import Block, Transformer, mask_positions
-from kernels import dispatch
 
 
 class Prefill(NamedTuple):

@@ -12,8 +12,8 @@ from headjax.engine.batches import Replacement, check_prompts, prompt_chunks
 from headjax.engine.mesh import ROWS, data_parts, fetch, model_mesh, spread
 from headjax.engine.prefill import SPECS, prefill
 from headjax.errors import InputError
+from headjax.kernels import dispatch
 from headjax.model import Transformer
-from kernels import dispatch
 
 ABLATIONS = ("zero", "mean", "resample")
 

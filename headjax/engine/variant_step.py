@@ -29,10 +29,10 @@ from jaxtyping import Float, Int
 
 from headjax.engine.metrics import Metrics, next_token_metrics
 from headjax.engine.prefill import Prefill
+from headjax.kernels import dispatch
+from headjax.kernels.variant_decode import variant_decode
 from headjax.model import Block, Transformer
 from headjax.model.edits import HeadEdit, apply_edit
-from kernels import dispatch
-from kernels.variant_decode import variant_decode
 
 Positions = str  # "last" or "all": `headjax.inputs.check_options`
 TokenIds = Int[Array | np.ndarray, "B"]

@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float, Int
 
 from headjax.axes import Residual
 from headjax.engine.batches import Track
+from headjax.kernels import dispatch
 from headjax.model import Block, Transformer, mask_positions
 from headjax.parameters.layered import LayeredModel
-from kernels import dispatch
 
 
 class Chunk(NamedTuple):

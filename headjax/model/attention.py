@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float, Int
 
 from headjax.axes import HeadOutputs, Residual
 from headjax.config import ModelConfig
+from headjax.kernels.head_attention import head_attention
 from headjax.model.edits import HeadEdit
 from headjax.model.rotary import apply_rotary
-from kernels.head_attention import head_attention
 
 
 class Attention(nnx.Module):

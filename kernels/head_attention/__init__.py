@@ -1,5 +1,5 @@
 """Causal attention that returns every head's own output."""
 
-from kernels.head_attention.api import IMPLEMENTATIONS, head_attention
+from ..head_attention.api import IMPLEMENTATIONS, head_attention
 
 __all__ = ["IMPLEMENTATIONS", "head_attention"]

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from kernels import dispatch
-from kernels.head_attention import pallas_mosaic_gpu, pallas_mosaic_tpu, reference, scores, xla
+from .. import dispatch
+from ..head_attention import pallas_mosaic_gpu, pallas_mosaic_tpu, reference, scores, xla
 
 IMPLEMENTATIONS = {
     "reference": reference.head_attention,

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from kernels.head_attention.scores import allowed_keys, scores_of
-from kernels.head_attention.xla import edit
+from ..head_attention.scores import allowed_keys, scores_of
+from ..head_attention.xla import edit
 
 BLOCK = 512  # keys at once
 

@@ -11,9 +11,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Bool, Float, Int
 
-from kernels import hopper, platform
-from kernels.head_attention.gradient import Masks, Static, Tensors, differentiable
-from kernels.head_attention.scores import MASKED, scores_of
+from .. import hopper, platform
+from ..head_attention.gradient import Masks, Static, Tensors, differentiable
+from ..head_attention.scores import MASKED, scores_of
 
 QUERIES = 64  # of one block: the rows of one warpgroup product
 KEYS = 64  # of one step

@@ -15,9 +15,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Bool, Float, Int
 
-from kernels import platform, tpu
-from kernels.head_attention.gradient import Masks, Static, Tensors, differentiable
-from kernels.head_attention.scores import MASKED, scores_of
+from .. import platform, tpu
+from ..head_attention.gradient import Masks, Static, Tensors, differentiable
+from ..head_attention.scores import MASKED, scores_of
 
 BLOCK = 512  # queries and keys of one tile
 

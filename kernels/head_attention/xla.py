@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from kernels.head_attention.scores import MASKED, allowed_keys, scores_of
+from ..head_attention.scores import MASKED, allowed_keys, scores_of
 
 
 def head_attention(

@@ -1,5 +1,5 @@
 """One decode step of many edited variants against one shared key/value cache."""
 
-from kernels.variant_decode.api import IMPLEMENTATIONS, variant_decode
+from ..variant_decode.api import IMPLEMENTATIONS, variant_decode
 
 __all__ = ["IMPLEMENTATIONS", "variant_decode"]

@@ -3,9 +3,9 @@
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from kernels import dispatch
-from kernels.head_attention import scores
-from kernels.variant_decode import pallas_mosaic_gpu, pallas_mosaic_tpu, reference, xla
+from .. import dispatch
+from ..head_attention import scores
+from ..variant_decode import pallas_mosaic_gpu, pallas_mosaic_tpu, reference, xla
 
 IMPLEMENTATIONS = {
     "reference": reference.variant_decode,

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from kernels.head_attention.gradient import Masks, Static, Tensors
-from kernels.head_attention.scores import scores_of
+from ..head_attention.gradient import Masks, Static, Tensors
+from ..head_attention.scores import scores_of
 
 
 def with_own_position(

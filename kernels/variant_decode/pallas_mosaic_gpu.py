@@ -9,9 +9,9 @@ import functools
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from kernels.head_attention import pallas_mosaic_gpu
-from kernels.head_attention.gradient import Static
-from kernels.variant_decode.merge import with_own_position
+from ..head_attention import pallas_mosaic_gpu
+from ..head_attention.gradient import Static
+from ..variant_decode.merge import with_own_position
 
 
 def variant_decode(

@@ -9,10 +9,10 @@ import functools
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from kernels import tpu
-from kernels.head_attention import pallas_mosaic_tpu
-from kernels.head_attention.gradient import Static
-from kernels.variant_decode.merge import with_own_position
+from .. import tpu
+from ..head_attention import pallas_mosaic_tpu
+from ..head_attention.gradient import Static
+from ..variant_decode.merge import with_own_position
 
 
 def variant_decode(

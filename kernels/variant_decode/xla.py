@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from kernels.head_attention.scores import allowed_keys, scores_of
+from ..head_attention.scores import allowed_keys, scores_of
 
 
 def variant_decode(

@@ -1,5 +1,5 @@
 """Where a token's logit ranks in the vocabulary, without ever holding the logits."""
 
-from kernels.vocab_rank.api import IMPLEMENTATIONS, VocabRank, vocab_rank
+from ..vocab_rank.api import IMPLEMENTATIONS, VocabRank, vocab_rank
 
 __all__ = ["IMPLEMENTATIONS", "VocabRank", "vocab_rank"]

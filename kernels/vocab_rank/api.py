@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float, Int
 
-from kernels import dispatch
-from kernels.vocab_rank import pallas_mosaic_gpu, pallas_mosaic_tpu, reference, xla
+from .. import dispatch
+from ..vocab_rank import pallas_mosaic_gpu, pallas_mosaic_tpu, reference, xla
 
 IMPLEMENTATIONS = {
     "reference": reference.vocab_rank,

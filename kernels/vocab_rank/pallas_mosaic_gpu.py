@@ -15,7 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Float, Int
 
-from kernels import hopper, platform
+from .. import hopper, platform
 
 TILE = 128  # queries, and tokens: square, so that the targets' own logits are a diagonal
 STAGES = 3  # steps of the contracted axis that are in shared memory at once

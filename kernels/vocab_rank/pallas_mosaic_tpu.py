@@ -11,7 +11,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Float, Int
 
-from kernels import platform, tpu
+from .. import platform, tpu
 
 BLOCK = 512  # queries, and tokens, of one tile: square, so that the targets' own logits are its diagonal
 CONTRACTED = 2048  # most of the contracted axis that is held at once

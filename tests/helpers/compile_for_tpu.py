@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
+from headjax.kernels.head_attention import head_attention
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from kernels import platform
-from kernels.head_attention import head_attention
+from headjax.kernels import platform
 from tests.helpers.lowering import MODELS, OPS, attention, shape
 
 NAME = "pallas_mosaic_tpu"

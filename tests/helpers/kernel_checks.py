@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from kernels import platform
+from headjax.kernels import platform
 
 
 def allowing(implementation: str) -> contextlib.AbstractContextManager:

@@ -2,10 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-
-from kernels.head_attention import head_attention
-from kernels.variant_decode import variant_decode
-from kernels.vocab_rank import vocab_rank
+from headjax.kernels.head_attention import head_attention
+from headjax.kernels.variant_decode import variant_decode
+from headjax.kernels.vocab_rank import vocab_rank
 
 # name -> H, G, K, D, V
 MODELS = {
