@@ -9,6 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
+from experiments.config import SECTIONS, RunConfig
+from headjax.analyses.registry import ANALYSES
+
 SKIPPED = r"bench|torch_gpt2|/trained/"  # measured by hand, the oracle, a model's training
 
 
@@ -100,7 +103,7 @@ def call_changes(node: ast.AST, defaults: dict[str, str]) -> Iterator[Change]:
         case ast.If(test=test):
             yield "condition", test, f"(not ({ast.unparse(test)}))"
         case ast.Attribute(value=base, attr=field, ctx=ast.Load()) if field in defaults:
-            if re.fullmatch(r"(self\.|subject\.)?(run|config)", ast.unparse(base)):
+            if re.fullmatch(r"((self|study|config)\.)?(data|compute|report)|config|self", ast.unparse(base)):
                 yield "field ignored", node, defaults[field]
 
 
@@ -114,12 +117,14 @@ def table_changes(node: ast.AST) -> Iterator[Change]:
 
 
 @cache
-def config_defaults() -> dict[str, str]:
-    """The fields of a run's config that have a default, with its text."""
-    module = ast.parse((Path(__file__).parents[2] / "experiments" / "config.py").read_text("utf-8"))
-    (config,) = [node for node in module.body if getattr(node, "name", "") == "RunConfig"]
-    fields = [node for node in config.body if isinstance(node, ast.AnnAssign) and node.value]
-    return {field.target.id: ast.unparse(field.value) for field in fields}
+def option_defaults() -> dict[str, str]:
+    """The fields of runs, data, devices, reports and analyses that have a default, with its value as text."""
+    parts = (RunConfig, *SECTIONS.values(), *ANALYSES.values())
+    fields = [field for part in parts for field in dataclasses.fields(part)]
+    known = [
+        field for field in fields if field.default is not dataclasses.MISSING and field.name != "analyses"
+    ]
+    return {field.name: repr(field.default) for field in known}
 
 
 def python_faults(file: str, source: bytes) -> Iterator[Fault]:
@@ -136,7 +141,7 @@ def python_faults(file: str, source: bytes) -> Iterator[Fault]:
         if quiet or (isinstance(node, ast.Subscript) and "Array" in ast.unparse(node.value)):
             continue
         table = table_changes(node) if place == "table's " else ()
-        for kind, part, text in (*expression_changes(node), *call_changes(node, config_defaults()), *table):
+        for kind, part, text in (*expression_changes(node), *call_changes(node, option_defaults()), *table):
             kind = place + kind if kind == "constant" else kind
             start = starts[part.lineno - 1] + part.col_offset
             end = starts[part.end_lineno - 1] + part.end_col_offset
