@@ -177,8 +177,8 @@ def test_a_small_model_has_fewer_other_heads_and_a_relation_may_have_none(model,
     assert [len(draw.accuracy) for draw in first.draws] == [6, 6]
     assert none.heads == ()
     assert len(none.own.accuracy) == len(none.draws[0].accuracy) == 1
-    assert len(curve_rows(first)) == 11 + 6 + 11 * len(first.controls)
-    assert summary_row(none).n_heads == 0
+    assert len(curve_rows(first, "M")) == 11 + 6 + 11 * len(first.controls)
+    assert summary_row(none, "M").n_heads == 0
 
 
 def test_a_relation_without_a_ranking_is_refused(model, prompts):
@@ -202,23 +202,23 @@ TABLED = RelationCurves(
 
 
 def test_summary():
-    summary = summary_row(TABLED)
+    summary = summary_row(TABLED, "M")
     assert summary._replace(controls=()) == (
-        *("capitals", 4, 2),
+        *("M", "capitals", 4, 2),
         *(0.75, *wilson(0.75, 4).tolist(), 0.0, *wilson(0.0, 4).tolist(), 0.5, 0.25),
         *((), 0.75, 0.25, 0.25, 2, ""),
     )
     assert summary.controls == ("colours", "animals")
-    alone = summary_row(TABLED._replace(draws=(), controls={}, own=curve([[1, 0], [1, 0], [1, 1]])))
+    alone = summary_row(TABLED._replace(draws=(), controls={}, own=curve([[1, 0], [1, 0], [1, 1]])), "M")
     assert alone.first_zero is None
     assert alone.removed == 1
     assert np.isnan([alone.random, alone.random_std, alone.control_base, alone.control_removed]).all()
     assert alone.no_controls == "plants: shares 1 of 2 heads; tools: clean accuracy differs by 0.75"
-    assert summary_row(TABLED._replace(controls={}, not_controls={})).no_controls == "no other relation"
+    assert summary_row(TABLED._replace(controls={}, not_controls={}), "M").no_controls == "no other relation"
 
 
 def test_rows_of_the_table():
-    rows = curve_rows(TABLED)
+    rows = curve_rows(TABLED, "M")
     assert [(row.curve, row.prompts, row.n_heads, row.head) for row in rows] == [
         (curve, prompts, n, "" if curve == "random" else head)
         for curve, prompts in (
@@ -247,14 +247,14 @@ def test_rows_of_the_table():
         ([(row.logprob_low, row.logprob_high) for row in random], draws_band(logprob, False)),
     ):
         np.testing.assert_allclose(found, expected.T)
-    assert rows == curve_rows(TABLED)
-    assert len(curve_rows(TABLED._replace(draws=()))) == 9
+    assert rows == curve_rows(TABLED, "M")
+    assert len(curve_rows(TABLED._replace(draws=()), "M")) == 9
 
 
 def test_a_certain_curve_has_a_band_of_some_width():
     """12 of 12 prompts, in every draw: [0.76, 1], not [1, 1]."""
     right = curve(np.ones((3, 12)))
-    for row in curve_rows(TABLED._replace(own=right, draws=(right, right), controls={"colours": right})):
+    for row in curve_rows(TABLED._replace(own=right, draws=(right, right), controls={"colours": right}), "M"):
         assert (row.accuracy, row.accuracy_high) == (1, 1)
         assert row.accuracy_low == pytest.approx(0.7575, abs=1e-4)
 

@@ -194,7 +194,9 @@ def test_heat_map_ticks(layers, heads, x, y):
 def drawn(monkeypatch) -> list:
     """The figures that would have been written."""
     kept = []
-    monkeypatch.setattr(figures, "save_figure", lambda figure, path: kept.append(figure) or (path, path))
+    monkeypatch.setattr(
+        "headjax.figures.heat_maps.save_figure", lambda figure, path: kept.append(figure) or (path, path)
+    )
     return kept
 
 

@@ -60,7 +60,7 @@ SMALL = dataclasses.replace(CONFIGS["llama"], n_layers=2, n_heads=4)  # few step
 
 @cache
 def model_with(implementation: str | None, config: ModelConfig = SMALL) -> Transformer:
-    return informative_model(altered(config, implementation=implementation))
+    return informative_model(dataclasses.replace(config, implementation=implementation))
 
 
 @cache

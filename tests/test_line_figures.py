@@ -17,7 +17,9 @@ CATEGORIES = ("Algorithmic", "Knowledge", "Linguistic", "Translation", "Custom")
 def drawn(monkeypatch) -> list:
     """Figures instead of files."""
     saved = []
-    monkeypatch.setattr(figures, "save_figure", lambda figure, path: saved.append(figure) or (path, path))
+    monkeypatch.setattr(
+        "headjax.figures.lines.save_figure", lambda figure, path: saved.append(figure) or (path, path)
+    )
     return saved
 
 

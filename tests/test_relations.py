@@ -272,12 +272,12 @@ COPYING = ("copying", "name_copying")
 @pytest.fixture(params=RELATION_IDS)
 def raw(request) -> dict:
     """One built-in file as it is written, before the loader forgives anything."""
-    file = resources.files("headjax.data.relations") / "data" / f"{request.param}.json"
+    file = resources.files("headjax.data") / "word_pairs" / f"{request.param}.json"
     return {"file": request.param, **json.loads(file.read_text("utf-8"))}
 
 
 def test_there_is_a_file_for_every_id_and_no_other():
-    files = (resources.files("headjax.data.relations") / "data").iterdir()
+    files = (resources.files("headjax.data") / "word_pairs").iterdir()
     assert sorted(file.name for file in files) == sorted(f"{id}.json" for id in RELATION_IDS)
 
 

@@ -178,7 +178,6 @@ def test_figures_are_drawn_again_without_the_models(finished, capsys):
 )
 def test_what_cannot_be_done_is_refused_before_anything_is_written(finished, changes, message, tmp_path):
     config, _ = finished
-    changed = altered(config, out=str(tmp_path / "out"), **changes)
     with pytest.raises(InputError, match=message):
-        run(changed, progress=False)
+        run(altered(config, out=str(tmp_path / "out"), **changes), progress=False)
     assert not any(file.is_file() for file in (tmp_path / "out").rglob("*"))

@@ -57,15 +57,14 @@ def test_a_forward_pass_shows_outputs_patterns_and_the_residual_stream(study):
     np.testing.assert_allclose(output.pattern.sum(axis=-1), 1, rtol=1e-5)
     assert not np.triu(output.pattern, 1).any()
     # z is the pattern's mean of values, and the last residual gives the logits.
+    blocks = study.model.blocks
     for layer in range(c.n_layers):
-        block = [part[layer] for part in (study.model.W_V, study.model.blocks.attn.b_V[...])]
-        x = output.residual[layer]
-        scale = study.model.blocks.ln1.scale[layer], study.model.blocks.ln1.bias[layer]
-        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + c.norm_eps) * scale[
-            0
-        ] + scale[1]
+        block = [np.asarray(part[layer]) for part in (study.model.W_V, blocks.attn.b_V[...])]
+        x = np.asarray(output.residual[layer])
+        scale, bias = np.asarray(blocks.ln1.scale[layer]), np.asarray(blocks.ln1.bias[layer])
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + c.norm_eps) * scale + bias
         values = np.einsum("sd,hdk->shk", x[0], block[0]) + block[1]
-        z = np.einsum("hst,thk->shk", output.pattern[layer, 0], values)
+        z = np.einsum("hst,thk->shk", np.asarray(output.pattern[layer, 0]), values)
         np.testing.assert_allclose(output.z[layer, 0], z, atol=2e-5)
     np.testing.assert_allclose(study.model.logits(output.residual[-1]), output.logits, atol=1e-5)
     plain = study.forward(text)

@@ -104,7 +104,13 @@ class AblationCurves(Ablating):
     def _ranking(self, grids: GridSet) -> GridSet:
         name, _, kind = self.rank_by.rpartition(":")
         own = grids.select(kind=kind)
-        return own.select(analysis=name) if name else own
+        if name:
+            return own.select(analysis=name)
+        if len(names := own.values("analysis")) > 1:
+            raise InputError(
+                f"'rank_by' must name one of {', '.join(f'{one}:{kind}' for one in names)}; got {kind!r}"
+            )
+        return own
 
     def tables(self, name: str, found: Result, report: Report) -> list[Table | Page]:
         rows, summary = (

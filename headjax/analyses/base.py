@@ -15,7 +15,7 @@ drawn as a heat map.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -238,8 +238,8 @@ def check_top_k(study: Study) -> None:
 # --- running them ---------------------------------------------------------------------------------------
 
 
-def name_analyses(given: Iterable[Analysis | str | Mapping[str, Analysis]]) -> dict[str, Analysis]:
-    """Name -> analysis: by its kind, or as it is named in a mapping.
+def name_analyses(given: Iterable[Any]) -> dict[str, Analysis]:
+    """Name -> analysis, of analyses, kinds of them, and mappings from names of their own.
 
     Raises InputError for a name given twice, for a kind that there is not, and for what is no analysis.
     """
@@ -273,23 +273,26 @@ def check_analyses(study: Study, analyses: Mapping[str, Analysis], before: Coord
     """All coordinates that there will be. Raises InputError for what this model cannot be asked."""
     check_stream(analyses, study.compute)
     for name, analysis in analyses.items():
-        own = analysis.check(study, before)
-        of_all = {(f"{name}:{kind}", relation) for kind, relation in own}
-        twice = {
-            (kind, task)
-            for kind, task in own
-            for other, one in before
-            if one == task and other.endswith(f":{kind}")
-        }
-        before = ((before | own) - twice) | of_all
+        before = _with(before, name, analysis.check(study, before))
     return before
+
+
+def _with(before: Coordinates, name: str, own: Coordinates) -> Coordinates:
+    """With those that an analysis adds: each as "name:kind", and as "kind" while only one analysis has it."""
+    of_all = {(f"{name}:{kind}", relation) for kind, relation in own}
+    given = {(kind.partition(":")[2], relation) for kind, relation in before}  # by another analysis
+    return ((before | own) - (own & given)) | of_all
 
 
 def run_analyses(
     study: Study, analyses: Mapping[str, Analysis], earlier: Result, track: Track = untracked
 ) -> Result:
     """Checks them all, then runs one after the other."""
-    check_analyses(study, analyses, {(grid.kind, grid.relation) for grid in earlier.grids})
+    before: Coordinates = set()
+    for name in earlier.grids.values("analysis"):
+        own = earlier.grids.select(analysis=name, model=study.display_name)
+        before = _with(before, name, {(grid.kind, grid.relation) for grid in own})
+    check_analyses(study, analyses, before)
     found = Result(clean=clean_rows(study, analyses, track))
     for name, analysis in analyses.items():
         found += run_one(study, name, analysis, Work(earlier + found, track))

@@ -229,7 +229,7 @@ class SalientOperations(Analysis):
             track=lambda layers: work.track(layers, study.config.n_layers, "salient operations"),
         )
 
-        def text(token: int) -> str:
+        def text(token: np.integer) -> str:
             return token_text(study.tokenizer, int(token))
 
         rows = (

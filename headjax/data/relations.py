@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 from headjax.errors import InputError, shown
 from headjax.io import check_file_names, parse_json, read_bytes
@@ -86,7 +87,7 @@ class Relation:
     """
 
     id: str
-    pairs: Sequence[tuple[str, str]]
+    pairs: Any  # a sequence of (source, target), held as a tuple of tuples
     name: str = ""
     category: str = "Custom"
 

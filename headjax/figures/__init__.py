@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import Any
 
 _EXPORTS = {
-    **dict.fromkeys(("category_map", "draw_category_map"), "category_map"),
+    **dict.fromkeys(("category_map", "draw_category_map"), "categories"),
     **dict.fromkeys(("HEAT_AXES", "NO_MARKS", "Panel", "draw_heat_maps", "plot_grids"), "heat_maps"),
     **dict.fromkeys(("relation_heat_map", "score_map", "signed_map"), "heat_maps"),
     **dict.fromkeys(("circuit_overlap_map", "draw_circuit_overlap"), "circuit_overlap"),

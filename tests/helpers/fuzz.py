@@ -10,7 +10,6 @@ was before the damage. `tests/test_fuzz.py` runs some cases of each.
 import argparse
 import collections
 import contextlib
-import dataclasses
 import io
 import json
 import random
@@ -48,6 +47,7 @@ from headjax.parameters.converted import read_config, read_parameters, read_prov
 from headjax.report.curve_tables import CurveRow
 from tests.helpers import tiny_tokenizers
 from tests.helpers.damage import Damage, damage_bytes, damage_json
+from tests.helpers.runs import altered
 
 REFUSED, RIGHT = "refused", "accepted, right"
 WRONG, TRACEBACK, HANG, LONG = "accepted, damaged", "traceback", "hang", "more than a line"
@@ -464,7 +464,15 @@ def _grids() -> GridSet:
     rng = np.random.default_rng(0)
     return GridSet(
         tuple(
-            HeadGrid(rng.uniform(size=(2, 3)), "tiny", relation, "Knowledge", "static", n_pairs=40)
+            HeadGrid(
+                rng.uniform(size=(2, 3)),
+                "tiny",
+                relation,
+                "Knowledge",
+                "static",
+                n_pairs=40,
+                analysis="relation_scores",
+            )
             for relation in ("capitals", "copying")
         )
     )
@@ -490,7 +498,7 @@ def scores_npz(directory: Path) -> Target:
 CURVES = "".join(
     ",".join(row) + "\n"
     for row in (
-        ("model", *CurveRow._fields),
+        CurveRow._fields,
         ("tiny", "capitals", "relation", "capitals", "0", "", "0.9", "0.8", "1.0", "-1.0", "-1.5", "-0.5"),
         (
             "tiny",
@@ -516,9 +524,7 @@ tiny,capitals,Direct,1,direct,L1H2,-20.5,1.5,40
 def finished_run(directory: Path) -> Target:
     """`draw` draws it or says what is wrong with it; the pictures are not looked at."""
     save_npz(_grids(), directory / "scores.npz")
-    config = config_to_json(
-        dataclasses.replace(load_config("demo", {}), model="tiny", heat_maps=("capitals",), out="x")
-    )
+    config = config_to_json(altered(load_config("demo", {}), model="tiny", heat_maps=("capitals",), out="x"))
     contents = {"ablation_curves.csv": CURVES, "circuits.csv": CIRCUITS}
     for name, content in contents.items():
         (directory / name).write_text(content, "utf-8")

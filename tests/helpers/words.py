@@ -30,7 +30,7 @@ def spelled(tokenizer, ids):
     return tokenizer.convert_ids_to_tokens([int(i) for i in np.ravel(ids)])
 
 
-REAL_MODEL = os.environ.get("HEADJAX_REAL_MODEL")
+REAL_MODEL = os.environ.get("HEADJAX_REAL_MODEL") or None
 
 
 def ids(tokenizer, text: str, special: bool) -> list[int] | None:
