@@ -75,6 +75,7 @@ OFF: dict[str, tuple[Any, ...]] = {
     "add_bias_linear": (False,),
     "add_cross_attention": (False,),
     "alibi": (False,),
+    "attention_bias": (False,),
     "attn_logit_softcapping": (0,),
     "embedding_multiplier": (1,),
     "final_logit_softcapping": (0,),
@@ -83,6 +84,7 @@ OFF: dict[str, tuple[Any, ...]] = {
     "layer_types": ("full_attention",),
     "logit_scale": (1,),
     "logits_scaling": (1,),
+    "mlp_bias": (False,),
     "mlp_only_layers": (),
     "multi_query": (False,),
     "no_rope_layers": (1,),  # a number a layer; where it is 1, the layer rotates
@@ -97,6 +99,7 @@ OFF: dict[str, tuple[Any, ...]] = {
     "scale_attn_weights": (True,),
     "scale_emb": (1,),
     "use_alibi": (False,),
+    "use_mrope": (False,),
     "use_mup": (False,),
     "use_qk_norm": (False,),
     "use_sliding_window": (False,),
@@ -118,8 +121,8 @@ def _is_off(value: Any, off: tuple[Any, ...]) -> bool:
 class Fields:
     """The fields of one JSON object, each taken once; `finish` refuses those that nobody took.
 
-    A field that is null counts as absent, and so does one that is named in `ignored` (one within another as
-    `rope_scaling.factor`). All methods raise InputError naming file and field.
+    A field that is null counts as absent (but for `size_or_null`), and so does one that is named in `ignored`
+    (one within another as `rope_scaling.factor`). All methods raise InputError naming file and field.
     """
 
     def __init__(
@@ -130,6 +133,7 @@ class Fields:
             for name, value in values.items()
             if value is not None and within + name not in ignored
         }
+        self.nulls = {name for name, value in values.items() if value is None}
         self.file = file
         self.within = within
         self.ignored = ignored
@@ -156,6 +160,13 @@ class Fields:
         if type(value) is not int or not 1 <= value <= most:
             raise self.refuse(f"{names[0]} must be a positive integer of at most {most:,}", value)
         return value
+
+    def size_or_null(self, name: str, default: int | None) -> int | None:
+        """A size that a null turns off, where absent is not the same as null; None where it is off."""
+        if name in self.nulls or (default is None and name not in self.values):
+            self.taken.add(name)
+            return None
+        return self.size(name, default=default)
 
     def number(self, *names: str, default: Any = REQUIRED) -> Any:
         """A positive number as a float, or the default, which may be None."""

@@ -63,8 +63,10 @@ class ModelConfig:
     """Sizes and switches of one decoder-only transformer.
 
     The switches are `norm`, `rotary` (None: learned positions), the MLP's `activation` and `gated_mlp`,
-    `parallel_residual`, and `scores_by_layer`: the attention scores of layer l are divided by l + 1
-    (`scale_attn_by_inverse_layer_idx` of some GPT-2 models). A bias that a family lacks is a parameter
+    `parallel_residual`; `scores_by_layer`: the attention scores of layer l are divided by l + 1
+    (`scale_attn_by_inverse_layer_idx` of some GPT-2 models); `qk_norm`: queries and keys are normed, each
+    head's alone, before they are rotated (Qwen3); `window`: a position sees so many, itself the last of them
+    (Mistral 7B v0.1; None: all before it). A bias that a family lacks is a parameter
     holding zeros, and a norm shared by attention and MLP is held twice, so neither needs a switch.
 
     `precision` is the matmul precision of every product ("highest": float32 means float32 on every
@@ -72,7 +74,7 @@ class ModelConfig:
     default). Both are settings of the computation, not of the checkpoint.
     """
 
-    family: Literal["gpt2", "gpt_neox", "phi", "llama"]
+    family: Literal["gpt2", "gpt_neox", "phi", "llama", "qwen2", "qwen3", "mistral"]
     n_layers: int
     n_heads: int
     n_kv_heads: int
@@ -91,6 +93,8 @@ class ModelConfig:
     precision: str = "highest"
     implementation: str | None = None
     scores_by_layer: bool = False
+    qk_norm: bool = False
+    window: int | None = None
 
     def to_json(self) -> str:
         """The config as JSON text; `from_json` reads it back."""

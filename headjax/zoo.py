@@ -32,6 +32,39 @@ _GPT2 = {"gpt2": "small", "gpt2-medium": "medium", "gpt2-large": "large", "gpt2-
 _PYTHIA = ("14m", "70m", "160m", "410m", "1b", "1.4b", "2.8b", "6.9b", "12b")
 _LLAMA = ("8B", "70B")
 
+
+def _series(
+    repository: str, sizes: tuple[str, ...], ends: tuple[str, ...] = ("",), removed: str = ""
+) -> dict[str, Entry]:
+    """Aliases of models that differ in size and in how they were finished.
+
+    `repository` is all that stands before the size: of "Qwen/Qwen2.5" one is qwen2.5-7b-instruct, the model
+    Qwen/Qwen2.5-7B-Instruct, which figures call "Qwen2.5 7B Instruct". `removed` begins names, and alias and
+    display go without it.
+    """
+    name = repository.split("/")[1].removeprefix(removed)
+    return {
+        f"{name}-{size}{end}".lower(): Entry(
+            f"{repository}-{size}{end}", f"{name} {size}{end.replace('-', ' ')}"
+        )
+        for size in sizes
+        for end in ends
+    }
+
+
+_TUNED = ("", "-Instruct")
+_MISTRAL = {
+    "mistral-7b-v0.1": "7B-v0.1",
+    "mistral-7b-v0.3": "7B-v0.3",
+    "mistral-7b-instruct-v0.1": "7B-Instruct-v0.1",
+    "mistral-7b-instruct-v0.2": "7B-Instruct-v0.2",
+    "mistral-7b-instruct-v0.3": "7B-Instruct-v0.3",
+    "mistral-nemo": "Nemo-Base-2407",
+    "mistral-nemo-instruct": "Nemo-Instruct-2407",
+    "mistral-small": "Small-24B-Base-2501",
+    "mistral-small-instruct": "Small-24B-Instruct-2501",
+}
+
 # Alias -> model. The smallest Pythia has no deduplicated twin; asking for it fails at the Hub.
 MODELS: dict[str, Entry] = {
     **{alias: Entry(f"openai-community/{alias}", f"GPT-2 {size}", alias) for alias, size in _GPT2.items()},
@@ -50,7 +83,28 @@ MODELS: dict[str, Entry] = {
             f"meta-llama/Meta-Llama-3.1-{size}{end}",
         )
         for size in _LLAMA
-        for end in ("", "-Instruct")
+        for end in _TUNED
+    },
+    **_series("meta-llama/Meta-Llama-3", _LLAMA, _TUNED, removed="Meta-"),
+    **_series("meta-llama/Llama-3.2", ("1B", "3B"), _TUNED),
+    **_series("meta-llama/Llama-3.3", ("70B",), ("-Instruct",)),
+    **{
+        f"llama-2-{size}{end}": Entry(f"meta-llama/Llama-2-{size}{end}-hf", f"Llama-2 {size.upper()}{of}")
+        for size in ("7b", "13b", "70b")
+        for end, of in (("", ""), ("-chat", " Chat"))
+    },
+    **_series("deepseek-ai/DeepSeek-R1-Distill-Llama", _LLAMA, removed="DeepSeek-"),
+    **_series("deepseek-ai/DeepSeek-R1-Distill-Qwen", ("1.5B", "7B", "14B", "32B"), removed="DeepSeek-"),
+    **_series("HuggingFaceTB/SmolLM2", ("135M", "360M", "1.7B"), _TUNED),
+    "tinyllama-1.1b": Entry("TinyLlama/TinyLlama-1.1B-intermediate-step-1431k-3T", "TinyLlama 1.1B"),
+    "tinyllama-1.1b-chat": Entry("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "TinyLlama 1.1B Chat"),
+    **_series("Qwen/Qwen2", ("0.5B", "1.5B", "7B", "72B"), _TUNED),
+    **_series("Qwen/Qwen2.5", ("0.5B", "1.5B", "3B", "7B", "14B", "32B", "72B"), _TUNED),
+    **_series("Qwen/Qwen3", ("0.6B", "1.7B", "4B", "8B", "14B"), ("", "-Base")),
+    **_series("Qwen/Qwen3", ("32B",)),
+    **{
+        alias: Entry(f"mistralai/Mistral-{name}", f"Mistral {name.replace('-', ' ')}")
+        for alias, name in _MISTRAL.items()
     },
 }
 

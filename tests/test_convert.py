@@ -29,7 +29,15 @@ from tests.helpers import torch_oracle
 from tests.helpers.torch_or_skip import torch
 
 ROOT = Path(__file__).resolve().parents[1]
-NAMES = {"gpt2": "gpt2", "gpt_neox": "gpt_neox-parallel", "phi": "phi-gqa", "llama": "llama-gqa-llama3-rope"}
+NAMES = {
+    "gpt2": "gpt2",
+    "gpt_neox": "gpt_neox-parallel",
+    "phi": "phi-gqa",
+    "llama": "llama-gqa-llama3-rope",
+    "mistral": "mistral-mqa-window",
+    "qwen2": "qwen2-gqa-tied",
+    "qwen3": "qwen3-gqa-head-dim-window",
+}
 Tensors = dict[str, np.ndarray]
 
 
@@ -494,7 +502,8 @@ BAD_INPUTS = {
     "model_type is no text": (config_fields(model_type=["gpt2"]), "model_type must be one of gpt2, "),
     "unknown model_type": (
         config_fields(model_type="bert"),
-        "config.json: model_type must be one of gpt2, gpt_neox, phi, llama; got 'bert'",
+        "config.json: model_type must be one of gpt2, gpt_neox, phi, llama, mistral, qwen2, qwen3; "
+        "got 'bert'",
     ),
     "unknown field": (
         config_fields(alibi=True, window=None, depth_scale=0.5),
@@ -552,7 +561,7 @@ MISFITS = [
         {"rotary_pct": 0.3},
         "rope_parameters.partial_rotary_factor must agree with the field outside, 0.3; got 0.5",
     ),
-    ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor must be 1 for a Llama; got 0.5"),
+    ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor must be 1 for a llama model; got 0.5"),
     (
         "llama",
         {"num_key_value_heads": 4},

@@ -38,12 +38,27 @@ SIZES = {
         "hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 3, "intermediate_size": 70,
         "vocab_size": 31,
     },
+    "qwen2": {
+        "hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 3, "intermediate_size": 70,
+        "vocab_size": 31, "num_key_value_heads": 2,
+    },
+    "qwen3": {
+        "hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 3, "intermediate_size": 70,
+        "vocab_size": 31, "num_key_value_heads": 2,
+    },
+    "mistral": {
+        "hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 3, "intermediate_size": 70,
+        "vocab_size": 31, "num_key_value_heads": 2,
+    },
 }  # fmt: skip
 THEIRS = {
     "gpt2": transformers.GPT2Config,
     "gpt_neox": transformers.GPTNeoXConfig,
     "phi": transformers.PhiConfig,
     "llama": transformers.LlamaConfig,
+    "qwen2": transformers.Qwen2Config,
+    "qwen3": transformers.Qwen3Config,
+    "mistral": transformers.MistralConfig,
 }
 
 
@@ -89,6 +104,10 @@ def test_a_field_that_is_absent_has_transformers_default(family: str, read):
 def test_no_default_is_taken_where_a_field_is_given(family: str, read):
     """Every field that has a default is read, and changes what is read."""
     bare = read(family, **SIZES[family])
+    llama_like = {
+        "max_position_embeddings": 99, "rms_norm_eps": 0.5, "rope_theta": 77.0, "hidden_act": "relu",
+        "tie_word_embeddings": True, "num_key_value_heads": 1,
+    }  # fmt: skip
     others = {
         "gpt2": {
             "n_inner": 50, "n_positions": 99, "layer_norm_epsilon": 0.5, "activation_function": "gelu",
@@ -109,8 +128,11 @@ def test_no_default_is_taken_where_a_field_is_given(family: str, read):
             "tie_word_embeddings": True, "num_key_value_heads": 1, "head_dim": 16, "attention_bias": True,
             "mlp_bias": True,
         },
+        "mistral": {**llama_like, "sliding_window": None, "head_dim": 16},
+        "qwen2": llama_like,
+        "qwen3": {**llama_like, "head_dim": 16, "attention_bias": True},
     }  # fmt: skip
-    readings = [read(family, **SIZES[family], **{name: value}) for name, value in others[family].items()]
+    readings = [read(family, **SIZES[family] | {name: value}) for name, value in others[family].items()]
     assert all(reading != bare for reading in readings)
     assert len({str(reading) for reading in readings}) == len(readings)
 
@@ -222,15 +244,16 @@ def test_fields_without_effect_change_nothing(read):
 
 @pytest.mark.parametrize("name", sorted(OFF))
 def test_a_feature_we_lack_is_refused_unless_it_is_off(name: str, read):
-    sizes = SIZES["llama"]
-    bare = read("llama", **sizes)
+    family = "mistral" if name in ("attention_bias", "mlp_bias") else "llama"  # which has those
+    sizes = SIZES[family]
+    bare = read(family, **sizes)
     for value in OFF[name]:
-        assert read("llama", **sizes, **{name: value}) == bare
-        assert read("llama", **sizes, **{name: [value] * 3}) == bare
+        assert read(family, **sizes, **{name: value}) == bare
+        assert read(family, **sizes, **{name: [value] * 3}) == bare
     on = ["sliding_attention"] if name == "layer_types" else 17
     with pytest.raises(InputError, match=rf"ignore_fields={name} treats it as absent; got {name}=.*17|slid"):
-        read("llama", **sizes, **{name: on})
-    assert read("llama", (name,), **sizes, **{name: on}) == bare
+        read(family, **sizes, **{name: on})
+    assert read(family, (name,), **sizes, **{name: on}) == bare
 
 
 def test_a_field_of_another_architecture_is_only_taken_where_it_says_the_same(read):
@@ -247,6 +270,78 @@ def test_a_window_is_refused_unless_it_is_switched_off(read):
         read("llama", **SIZES["llama"], sliding_window=4096)
     with pytest.raises(InputError, match="ignore_fields=sliding_window,use_sliding_window treats"):
         read("llama", **SIZES["llama"], sliding_window=4096, use_sliding_window=True)
+
+
+# What config.json says of windows -> what a position sees, or why it is refused; 3 layers.
+WINDOWS = {
+    "mistral, no word": ("mistral", {}, 4096),
+    "mistral 0.1": ("mistral", {"sliding_window": 17}, 17),
+    "mistral 0.3": ("mistral", {"sliding_window": None}, None),
+    "qwen2, off": (
+        "qwen2",
+        {"use_sliding_window": False, "sliding_window": 17, "max_window_layers": 0, "use_mrope": False},
+        None,
+    ),
+    "qwen2, off as saved today": (
+        "qwen2",
+        {"use_sliding_window": False, "sliding_window": None, "layer_types": ["full_attention"] * 3},
+        None,
+    ),
+    "qwen2, on": ("qwen2", {"use_sliding_window": True, "sliding_window": 17, "max_window_layers": 0}, 17),
+    "qwen2, on for layers that there are not": (
+        "qwen2", {"use_sliding_window": True, "sliding_window": 17, "max_window_layers": 3}, None
+    ),
+    "qwen3, on": (
+        "qwen3",
+        {"use_sliding_window": True, "sliding_window": 17, "layer_types": ["sliding_attention"] * 3},
+        17,
+    ),
+    "qwen3, on without a window": (
+        "qwen3", {"use_sliding_window": True, "sliding_window": None, "max_window_layers": 0}, None
+    ),
+}  # fmt: skip
+MIXED_WINDOWS = {
+    "by number": {"use_sliding_window": True, "sliding_window": 17, "max_window_layers": 1},
+    "by name": {
+        "use_sliding_window": True,
+        "sliding_window": 17,
+        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+    },
+    "one that is off": {"layer_types": ["sliding_attention"] * 3},
+    "another kind": {"layer_types": ["linear_attention"] * 3},
+}
+
+
+@pytest.mark.parametrize("name", WINDOWS)
+def test_windows_of_attention(name: str, read):
+    family, fields, window = WINDOWS[name]
+    config, _ = read(family, **SIZES[family], **fields)
+    assert config.window == window
+    assert ModelConfig.from_json(config.to_json()) == config
+    theirs = THEIRS[family](**SIZES[family], **fields)
+    kinds = set(getattr(theirs, "layer_types", ["sliding_attention"]))
+    assert window == (theirs.sliding_window if kinds == {"sliding_attention"} else None)
+
+
+@pytest.mark.parametrize("name", MIXED_WINDOWS)
+@pytest.mark.parametrize("family", ["qwen2", "qwen3"])
+def test_windows_that_differ_by_layer_are_refused(family: str, name: str, read):
+    with pytest.raises(InputError, match="layer_types must be full_attention in all layers or, where"):
+        read(family, **SIZES[family], **MIXED_WINDOWS[name])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"layer_types": "full_attention"}, "layer_types must be a list of names; got 'full_attention'"),
+        ({"max_window_layers": -1}, "max_window_layers must be a whole number; got -1"),
+        ({"max_window_layers": 2.5}, "max_window_layers must be a whole number; got 2.5"),
+        ({"use_sliding_window": True, "sliding_window": 0}, "sliding_window must be a positive integer"),
+    ],
+)
+def test_what_is_said_of_windows_must_make_sense(fields: dict, message: str, read):
+    with pytest.raises(InputError, match=message):
+        read("qwen2", **SIZES["qwen2"], **fields)
 
 
 def test_quantised_weights_have_their_own_sentence(read):

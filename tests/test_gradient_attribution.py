@@ -23,6 +23,8 @@ CASES = (
     ("gpt_neox-parallel", "logit_diff", "all", False),
     ("phi-gqa", "logprob", "all", True),
     ("llama-gqa-llama3-rope", "logit_diff", "last", True),
+    ("qwen3-gqa-head-dim-window", "logprob", "last", False),
+    ("mistral-mqa-window", "logit_diff", "all", True),
 )
 
 

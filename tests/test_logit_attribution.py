@@ -24,6 +24,7 @@ CASES = (
     ("phi-gqa", "logit_diff"),
     ("llama-gqa-llama3-rope", "logit"),
     ("llama-gqa-head-dim-biases", "logit_diff"),
+    ("qwen3-gqa-head-dim-window", "logit_diff"),
 )
 
 

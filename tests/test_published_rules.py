@@ -20,6 +20,10 @@ RULES = {
     "llama-3.1-8b-instruct": LLAMA_3,
     "llama-3.1-70b": LLAMA_3_1_70B,
     "llama-3.1-70b-instruct": LLAMA_3_1_70B,
+    # Not published; of the same vocabulary.
+    **dict.fromkeys(("llama-3-8b", "llama-3-8b-instruct", "llama-3-70b", "llama-3-70b-instruct"), LLAMA_3),
+    **dict.fromkeys(("llama-3.2-1b", "llama-3.2-1b-instruct"), LLAMA_3),
+    **dict.fromkeys(("llama-3.2-3b", "llama-3.2-3b-instruct", "llama-3.3-70b-instruct"), LLAMA_3),
 }
 SPELLINGS = {
     "meta-llama/Meta-Llama-3.1-8B": LLAMA_3,

@@ -36,7 +36,6 @@ from headjax.grid import GridSet
 from headjax.inputs import check_count, check_ids, check_options, check_tokens
 from headjax.kernels import dispatch
 from headjax.model import Block, Transformer, mask_positions
-from headjax.model.attention import attention_pattern
 from headjax.report.drawing import figure_path
 from headjax.report.options import Report
 from headjax.result import Result
@@ -134,7 +133,7 @@ def _attention_to_targets(
 
     def layer(x: Residual, block: Block) -> tuple[Residual, Float[Array, "B 3 H"]]:
         q, k, v = block.attn.project(block.ln1(x), positions)
-        pattern = attention_pattern(q, k, valid, model.config.precision)
+        pattern = block.attn.pattern(q, k, valid)
         paid = jnp.einsum("bhst,bpst->bph", pattern, targets.astype(pattern.dtype), precision="highest")
         return block.finish(x, block.attn.attend(q, k, v, valid)), paid
 

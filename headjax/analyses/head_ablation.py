@@ -38,7 +38,6 @@ from headjax.engine.visits import visit_layers
 from headjax.errors import InputError
 from headjax.grid import GridSet, HeadGrid
 from headjax.kernels import dispatch
-from headjax.kernels.variant_decode import variant_decode
 from headjax.model import Block, Transformer
 from headjax.model.edits import apply_edit
 from headjax.options import option
@@ -241,8 +240,7 @@ def _pass_layer(
     # [M B] stands where a full run has [B S].
     positions = jnp.broadcast_to(valid.sum(axis=1)[None] - 1, x.shape[:2])
     q, k_new, v_new = block.attn.project(block.ln1(x), positions)
-    how = {"precision": block.config.precision, "implementation": block.config.implementation}
-    z = variant_decode(q, k, v, k_new, v_new, valid=valid, **how)
+    z = block.attn.decode(q, k, v, k_new, v_new, valid)
     return block.finish(x, apply_edit(z, gain[:, None], replacement[None]))
 
 

@@ -33,7 +33,6 @@ from headjax.engine.metrics import logit_difference
 from headjax.engine.prefill import SPECS, Prefill, prefill
 from headjax.engine.variant_step import Positions, TokenIds, layer_of
 from headjax.kernels import dispatch
-from headjax.kernels.variant_decode import variant_decode
 from headjax.model import Block, Transformer
 
 
@@ -266,8 +265,7 @@ def _final_layer(
         )
     if P == 1:
         q, k, v = (part.reshape(M, B, *part.shape[2:]) for part in (q, k, v))
-        how = {"precision": model.config.precision, "implementation": model.config.implementation}
-        z = variant_decode(q, *cache, k, v, valid=clean.valid, **how)
+        z = block.attn.decode(q, *cache, k, v, clean.valid)
         z = z.reshape(M * B, 1, *z.shape[2:])
     else:
         z = block.attn.attend(q[:, queries], k, v, jnp.tile(clean.valid, (M, 1)))

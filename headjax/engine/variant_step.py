@@ -30,7 +30,6 @@ from jaxtyping import Float, Int
 from headjax.engine.metrics import Metrics, next_token_metrics
 from headjax.engine.prefill import Prefill
 from headjax.kernels import dispatch
-from headjax.kernels.variant_decode import variant_decode
 from headjax.model import Block, Transformer
 from headjax.model.edits import HeadEdit, apply_edit
 
@@ -85,7 +84,7 @@ def _decode(
     model: Transformer, clean: Prefill, edit: VariantEdit, start: Int[Array, ""]
 ) -> tuple[Float[Array, "M B D"], Entries]:
     """The residual before the final norm where only the last position is edited."""
-    config, M = model.config, len(edit.gain)
+    M = len(edit.gain)
     entries = Entries(clean.residual, clean.z)
     x, z = (jnp.broadcast_to(part[None, :, -1], (M, *part[:, -1].shape)) for part in _at(entries, start))
     positions = jnp.broadcast_to(clean.positions[None, :, -1], x.shape[:2])
@@ -101,15 +100,10 @@ def _decode(
         x, layer = finish(below, x, z), below + 1
         block, cache_k, cache_v = layer_of((model.blocks, clean.k, clean.v), layer)
         q, k, v = block.attn.project(block.ln1(x), positions)
-        z = variant_decode(
-            *(q, cache_k, cache_v, k, v),
-            valid=clean.valid,
-            precision=config.precision,
-            implementation=config.implementation,
-        )
+        z = block.attn.decode(q, cache_k, cache_v, k, v, clean.valid)
         return x, z, entries
 
-    last = jnp.asarray(config.n_layers - 1, start.dtype)
+    last = jnp.asarray(model.config.n_layers - 1, start.dtype)
     x, z, entries = lax.fori_loop(start, last, step, (x, z, entries))
     return finish(last, x, z), _put(entries, last, x[0, :, None], z[0, :, None], edit)
 

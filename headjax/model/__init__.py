@@ -1,6 +1,7 @@
 """The model zoo's one architecture: attention that returns every head's output, blocks, the transformer."""
 
-from headjax.model.block import MLP, Block, Norm
+from headjax.model.block import MLP, Block
+from headjax.model.norm import Norm
 from headjax.model.transformer import (
     Output,
     Transformer,

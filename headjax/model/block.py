@@ -1,4 +1,4 @@
-"""One layer of a transformer: its norms, its MLP, and the block that joins them with attention."""
+"""One layer of a transformer: its MLP, and the block that joins it with norms and attention."""
 
 from functools import partial
 
@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
-from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int
 
 from headjax.axes import HeadOutputs, Residual
 from headjax.config import ModelConfig
 from headjax.model.attention import Attention
 from headjax.model.edits import HeadEdit
+from headjax.model.norm import Norm
 
 ACTIVATIONS = {
     "gelu": partial(jax.nn.gelu, approximate=False),
@@ -20,27 +20,6 @@ ACTIVATIONS = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
 }
-
-
-class Norm(nnx.Module):
-    """Layer norm, or root-mean-square norm (whose bias stays zero); computed in float32."""
-
-    def __init__(self, config: ModelConfig, stack: tuple[int, ...], dtype: DTypeLike):
-        self.config = config
-        self.scale = nnx.Param(jnp.ones((*stack, config.d_model), dtype))
-        self.bias = nnx.Param(jnp.zeros((*stack, config.d_model), dtype))
-
-    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
-        x32 = x.astype(jnp.float32)
-        if self.config.norm == "layer":
-            x32 = x32 - x32.mean(axis=-1, keepdims=True)
-        power = jnp.mean(x32 * x32, axis=-1, keepdims=True)
-        x32 = x32 * jax.lax.rsqrt(power + self.config.norm_eps)
-        leading = tuple(range(x.ndim - 1))
-        scale, bias = (
-            jnp.expand_dims(part[...].astype(jnp.float32), leading) for part in (self.scale, self.bias)
-        )
-        return (x32 * scale + bias).astype(x.dtype)
 
 
 class MLP(nnx.Module):

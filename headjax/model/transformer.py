@@ -19,9 +19,9 @@ from jaxtyping import Float, Int
 from headjax.axes import Head, Logits, Residual, TokenMask, Tokens
 from headjax.config import ModelConfig
 from headjax.inputs import check_tokens
-from headjax.model.attention import attention_pattern
-from headjax.model.block import MLP, Block, Norm
+from headjax.model.block import MLP, Block
 from headjax.model.edits import HeadEdit, check_edit, check_head
+from headjax.model.norm import Norm
 
 
 class Output(NamedTuple):
@@ -131,7 +131,7 @@ class Transformer(nnx.Module):
             block, layer_edit = inputs
             q, k, v = block.attn.project(block.ln1(x), positions)
             z = block.attn.attend(q, k, v, valid, layer_edit)
-            pattern = attention_pattern(q, k, valid, self.config.precision) if return_pattern else None
+            pattern = block.attn.pattern(q, k, valid) if return_pattern else None
             return block.finish(x, z), (z if return_z else None, pattern, x if return_residual else None)
 
         final, (z, pattern, residual) = jax.lax.scan(
@@ -210,7 +210,8 @@ class Transformer(nnx.Module):
     def QK(self, layer: SupportsIndex, head: SupportsIndex) -> Float[Array, "D D"]:
         """How a query (row) scores a key (column), ``W_Q W_K^T``; float32, no biases.
 
-        Nothing that scores are divided by is in it: sqrt(K), and the layer where GPT-2 does that too.
+        Nothing that scores are divided by is in it: sqrt(K), the layer where GPT-2 does that too, and the
+        lengths of queries and keys where they are normed (nor the gains of these norms).
 
         Where the model rotates queries and keys, this is the score of a position with itself: between two
         others the rotation by their distance stands between the factors.

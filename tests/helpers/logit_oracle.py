@@ -9,7 +9,6 @@ FINAL_NORM = {
     "gpt2": "transformer.ln_f",
     "gpt_neox": "gpt_neox.final_layer_norm",
     "phi": "model.final_layernorm",
-    "llama": "model.norm",
 }
 
 
@@ -22,7 +21,8 @@ def torch_parts(theirs, prompts, metric: str) -> dict[str, np.ndarray]:
     """The parts in float64, each one through the norm by itself at the whole residual's scale."""
     family = theirs.config.model_type
     layers = theirs.get_submodule(torch_oracle._LAYERS[family])
-    norm = theirs.get_submodule(FINAL_NORM[family])
+    norm = theirs.get_submodule(FINAL_NORM.get(family, "model.norm"))
+    rms = family not in FINAL_NORM
     unembed = theirs.get_output_embeddings()
     mlps, embedding, final = [], [], []
     handles = [watch(block.mlp, mlps, lambda args, output: output[:, -1]) for block in layers]
@@ -38,14 +38,14 @@ def torch_parts(theirs, prompts, metric: str) -> dict[str, np.ndarray]:
     keep = 1 if metric == "logit_diff" else 0
     u = rows[answers] - keep * rows[distractors]
     final = final[0].double()
-    if family == "llama":
+    if rms:
         scale = (final.square().mean(-1, keepdim=True) + norm.variance_epsilon).sqrt()
     else:
         scale = (final.var(-1, keepdim=True, correction=0) + norm.eps).sqrt()
 
     def logit_of(part: torch.Tensor) -> np.ndarray:
         part = part.double()
-        if family != "llama":
+        if not rms:
             part = part - part.mean(-1, keepdim=True)
         return (part / scale * norm.weight * u).sum(-1).numpy()
 
@@ -59,7 +59,7 @@ def torch_parts(theirs, prompts, metric: str) -> dict[str, np.ndarray]:
             alone[:, head] = torch.tensor(z[layer, :, -1, head])
             heads.append(logit_of(project(alone.flatten(1)) - project(nothing)))
     final_bias = bias[answers].double() - keep * bias[distractors].double()
-    if family != "llama":
+    if not rms:
         final_bias = final_bias + (norm.bias * u).sum(-1)
     own = np.arange(len(answers))
     logit = logits[own, -1, prompts.answers] - keep * logits[own, -1, prompts.distractors]

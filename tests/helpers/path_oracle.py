@@ -14,12 +14,10 @@ import transformers
 from tests.helpers.torch_or_skip import torch
 from tests.helpers.torch_oracle import _LAYERS, _OUTPUT_PROJECTION
 
-# Where q, k and v come out: one module with its axes, or three modules.
-_INPUTS = {
+# Where q, k and v come out of one module, and its axes; elsewhere they come out of three of self_attn.
+_FUSED = {
     "gpt2": ("attn.c_attn", (3, "heads", "K")),
     "gpt_neox": ("attention.query_key_value", ("heads", 3, "K")),
-    "phi": "self_attn",
-    "llama": "self_attn",
 }
 
 torch.set_num_threads(1)  # models this small lose by waiting for each other's threads
@@ -88,12 +86,12 @@ def run(
         projection = block.get_submodule(_OUTPUT_PROJECTION[family])
         handles.append(projection.register_forward_pre_hook(of_z(layer)))
         handles.append(block.mlp.register_forward_hook(of_mlp(layer)))
-        where = _INPUTS[family]
-        if isinstance(where, tuple):
-            handles.append(block.get_submodule(where[0]).register_forward_hook(of_fused(layer, where[1])))
+        if family in _FUSED:
+            name, axes = _FUSED[family]
+            handles.append(block.get_submodule(name).register_forward_hook(of_fused(layer, axes)))
         else:
             for letter in "qkv":
-                module = block.get_submodule(f"{where}.{letter}_proj")
+                module = block.get_submodule(f"self_attn.{letter}_proj")
                 handles.append(module.register_forward_hook(of_input(layer, letter)))
     attention_mask = torch.tensor(np.asarray(mask), dtype=torch.long)
     try:

@@ -50,7 +50,7 @@ def theirs_of_relation_scores(model) -> tuple[list[np.ndarray], np.ndarray, np.n
             outputs = block.attention.dense.weight.T
         else:
             values = block.self_attn.v_proj.weight.T
-            outputs = (block.self_attn.o_proj if family == "llama" else block.self_attn.dense).weight.T
+            outputs = (block.self_attn.dense if family == "phi" else block.self_attn.o_proj).weight.T
         outputs = outputs.unflatten(0, (H, -1))
         values = values.unflatten(1, (-1, outputs.shape[1]))
         W_V.append(values.repeat_interleave(H // values.shape[1], dim=1))

@@ -72,8 +72,8 @@ def _phi(heads: int, kv_heads: int, **overrides):
     return transformers.PhiConfig(**fields | overrides)
 
 
-def _llama(heads: int, kv_heads: int, **overrides):
-    fields = {
+def _llama_like(heads: int, kv_heads: int, **overrides) -> dict:
+    return {
         "vocab_size": 109,
         "hidden_size": 8 * heads,
         "intermediate_size": 83,
@@ -86,8 +86,23 @@ def _llama(heads: int, kv_heads: int, **overrides):
         "tie_word_embeddings": False,
         "bos_token_id": 0,
         "eos_token_id": 0,
-    }
-    return transformers.LlamaConfig(**fields | overrides)
+    } | overrides
+
+
+def _llama(heads: int, kv_heads: int, **overrides):
+    return transformers.LlamaConfig(**_llama_like(heads, kv_heads, **overrides))
+
+
+def _qwen2(heads: int, kv_heads: int, **overrides):
+    return transformers.Qwen2Config(**_llama_like(heads, kv_heads, **overrides))
+
+
+def _qwen3(heads: int, kv_heads: int, **overrides):
+    return transformers.Qwen3Config(**_llama_like(heads, kv_heads, **overrides))
+
+
+def _mistral(heads: int, kv_heads: int, **overrides):
+    return transformers.MistralConfig(**_llama_like(heads, kv_heads, **overrides))
 
 
 # Every family, and within it every kind of attention and switch that its architecture has.
@@ -105,22 +120,29 @@ CONFIGS = {
     "llama-gqa-llama3-rope": _llama(6, 2, rope_parameters=LLAMA3_ROPE),
     "llama-mqa-tied": _llama(5, 1, tie_word_embeddings=True),
     "llama-gqa-head-dim-biases": _llama(6, 3, head_dim=14, attention_bias=True, mlp_bias=True),
+    "qwen2-gqa-tied": _qwen2(6, 2, tie_word_embeddings=True),
+    # Windows are shorter than the prompts.
+    "qwen3-gqa-head-dim-window": _qwen3(
+        6, 2, head_dim=14, use_sliding_window=True, sliding_window=4, max_window_layers=0
+    ),
+    "mistral-mqa-window": _mistral(5, 1, head_dim=14, sliding_window=3),
 }
 # One of each family, for tests whose promise does not depend on the rest.
-FAMILIES = ("gpt2", "gpt_neox-parallel", "phi-gqa", "llama-gqa-llama3-rope")
+FAMILIES = ("gpt2", "gpt_neox-parallel", "phi-gqa", "llama-gqa-llama3-rope", "qwen3-gqa-head-dim-window")
 
 # Where each family's blocks and output projections are.
+_LLAMA_LIKE = ("llama", "qwen2", "qwen3", "mistral")
 _LAYERS = {
     "gpt2": "transformer.h",
     "gpt_neox": "gpt_neox.layers",
     "phi": "model.layers",
-    "llama": "model.layers",
+    **dict.fromkeys(_LLAMA_LIKE, "model.layers"),
 }
 _OUTPUT_PROJECTION = {
     "gpt2": "attn.c_proj",
     "gpt_neox": "attention.dense",
     "phi": "self_attn.dense",
-    "llama": "self_attn.o_proj",
+    **dict.fromkeys(_LLAMA_LIKE, "self_attn.o_proj"),
 }
 
 
