@@ -4,6 +4,7 @@
     headjax plan demo --mesh data:8 --device_memory 80 --rate 400
     headjax draw out/demo
     headjax convert --model gpt2 --out checkpoints/gpt2
+    headjax verify gpt2 --prompts ioi
     headjax list analyses
 
 What follows `run` and `plan` is a config, a file or the name of one in experiments/configs (`relation_scores`
@@ -11,6 +12,7 @@ unless it is named), and fields of it, as `--FIELD VALUE` or `--FIELD=VALUE`.
 """
 
 import argparse
+import importlib.util
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -49,6 +51,11 @@ def make_parser() -> argparse.ArgumentParser:
     convert.add_argument("--out", required=True, help="Directory to write.")
     convert.add_argument("--dtype", help="float32, bfloat16 or float16; as stored unless given.")
     convert.add_argument("--ignore_fields", default="", help="Fields of config.json to treat as absent.")
+    verify = commands.add_parser(
+        "verify", help="A model's numbers against plain torch code.", allow_abbrev=False
+    )
+    verify.add_argument("model", help="Alias, Hugging Face id or directory.")
+    verify.add_argument("fields", nargs=argparse.REMAINDER, help="--FIELD VALUE ... of a run.")
     lists = commands.add_parser("list", help="What there is by name.", allow_abbrev=False)
     lists.add_argument("what", nargs="?", choices=LISTS, help="Everything unless it is said.")
     return parser
@@ -137,6 +144,19 @@ def command(arguments: argparse.Namespace) -> None:
         ignored = [name for name in arguments.ignore_fields.split(",") if name]
         convert(arguments.model, arguments.out, arguments.dtype, ignore_fields=ignored)
         print(f"wrote {arguments.out}")
+    elif arguments.command == "verify":
+        from experiments.config import load_config
+        from experiments.run import open_model
+
+        if importlib.util.find_spec("torch") is None:
+            raise InputError("headjax verify needs PyTorch, which is not installed: pip install torch")
+        from experiments.verify import comparison_table, verify
+
+        config = load_config("relation_scores", {"model": arguments.model, **split_fields(arguments.fields)})
+        compared = verify(open_model(arguments.model, config))
+        print(comparison_table(compared))
+        if not all(one.agrees for one in compared):
+            sys.exit(1)
     else:
         for what in (arguments.what,) if arguments.what else LISTS:
             print(f"{what}:")
