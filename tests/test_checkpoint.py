@@ -447,9 +447,9 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch, raised: Exception)
 
     directory = tmp_path / "model"
     write(directory, TINY, random_parameters(TINY))
-    for place in ("ocp.Checkpointer.save", "shutil.copyfile", "Path.write_text"):
+    for place in ("orbax.checkpoint.Checkpointer.save", "shutil.copyfile", "pathlib.Path.write_text"):
         with monkeypatch.context() as patched:
-            patched.setattr(f"headjax.parameters.converted.{place}", full)
+            patched.setattr(place, full)
             with pytest.raises(InputError, match=r"model: cannot be written: .*(No space left|EXHAUSTED)"):
                 write(directory, TINY, random_parameters(TINY), [Path(__file__)])
         assert [file.name for file in tmp_path.iterdir()] == ["model"]
