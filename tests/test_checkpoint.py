@@ -58,6 +58,7 @@ CONFIG = ModelConfig(
     parallel_residual=False,
     tied_embeddings=False,
     scores_by_layer=True,
+    qk_norm=True,
 )
 TINY = dataclasses.replace(CONFIG, n_layers=1, d_mlp=5, vocab_size=7)
 

@@ -15,7 +15,6 @@ from headjax.analyses import (
     RelationScores,
 )
 from headjax.engine.replacement import find_replacement
-from headjax.model.attention import attention_pattern
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +68,6 @@ def test_a_forward_pass_shows_outputs_patterns_and_the_residual_stream(study):
     np.testing.assert_allclose(study.model.logits(output.residual[-1]), output.logits, atol=1e-5)
     plain = study.forward(text)
     assert plain.z is plain.pattern is plain.residual is None
-    assert attention_pattern.__doc__
 
 
 def test_analyses_side_by_side_under_their_names(study, result):
