@@ -1,6 +1,7 @@
 """The config field `implementation`: it reaches every kernel of every sweep, and changes no result."""
 
 import dataclasses
+import importlib
 import json
 import logging
 import os
@@ -271,6 +272,7 @@ def settings() -> dict[str, object]:
 
 def test_runs_of_one_process_record_what_ran_and_leave_no_setting_behind(tmp_path: Path):
     """By the reference, which all devices of a mesh can run: interpreting is for one or two."""
+    importlib.import_module("scipy.stats")  # which a run imports late; scipy leaves a filter of warnings
     config = altered(tiny_run(tmp_path), analyses=("relation_scores", "dynamic_scores"))
     usual = {"head_attention": "xla", "relation_hits": "xla"}
     forced = {"head_attention": "reference", "vocab_rank": "reference"}
