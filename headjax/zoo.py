@@ -262,7 +262,7 @@ def _require_entry(name: str | Path) -> Entry:
     entry = find_entry(str(name))
     if entry is None:
         near = difflib.get_close_matches(str(name)[:200].lower(), MODELS, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"aliases are {', '.join(MODELS)}"
+        hint = f"did you mean {' or '.join(near)}?" if near else "`headjax list models` lists the aliases"
         raise InputError(
             f"a model is an alias or Hugging Face id (behind an @, a revision), or a directory; got "
             f"{shown(str(name))}; {hint}"
@@ -347,15 +347,26 @@ def _download_as(model_id: str, revision: str | None, local_files_only: bool = F
 
 
 def display_name(name: str | Path) -> str:
-    """What figures call a model: "GPT-2 xl", "Pythia 12B", "Llama-3.1 70B"; a directory's own name."""
+    """What figures call a model: "GPT-2 xl", "Pythia 12B", "Llama-3.1 70B"; a directory's own name.
+
+    A directory of the Hub's cache goes by the model that it is a snapshot of.
+    """
     directory = _as_directory(name)
     if directory is not None and is_converted(directory):
         name = read_provenance(directory)["source"]
         directory = _as_directory(name)
-    if directory is not None:
-        return directory.resolve().name
-    entry = find_entry(str(name))
-    return Path(name).name if entry is None else entry.display
+    entry = find_entry(str(name)) if directory is None else _snapshot_entry(directory)
+    if entry is not None:
+        return entry.display
+    return Path(name).name if directory is None else directory.resolve().name
+
+
+def _snapshot_entry(directory: Path) -> Entry | None:
+    """The model of a directory in the Hub's cache, `models--ORG--NAME/snapshots/COMMIT`; None of others."""
+    parts = Path(os.path.abspath(directory)).parts[-3:]
+    if len(parts) < 3 or parts[1] != "snapshots" or not parts[0].startswith("models--"):
+        return None
+    return find_entry("/".join(parts[0].split("--")[1:]))
 
 
 def display_names(names: Sequence[str | Path]) -> list[str]:

@@ -299,7 +299,7 @@ def test_every_alias_and_id_is_told_apart():
 def test_near_names():
     with pytest.raises(InputError, match=r"got 'gpt2-x1'; did you mean gpt2-xl or "):
         find_source("gpt2-x1")
-    with pytest.raises(InputError, match=r"got './nowhere'; aliases are gpt2, "):
+    with pytest.raises(InputError, match=r"got './nowhere'; `headjax list models` lists"):
         find_source("./nowhere")
 
 
@@ -320,6 +320,23 @@ def test_directories(hf_directory: Path, tmp_path: Path, monkeypatch):
         InputError, match=r"gpt2: a checkpoint directory holds config.json; this one does not"
     ):
         find_source("gpt2")
+
+
+def test_a_snapshot_of_the_hubs_cache_goes_by_its_model(hf_directory: Path, tmp_path: Path):
+    """So that rules published for a model hold for it, whichever way it is named."""
+    for repository, display in (
+        ("models--openai-community--gpt2-xl", "GPT-2 xl"),
+        ("models--meta-llama--Meta-Llama-3.1-70B", "Llama-3.1 70B"),
+        ("models--somebody--tuned--twice", COMMIT),
+        ("models--somebody--tuned", "tuned"),
+        ("datasets--openai-community--gpt2", COMMIT),
+    ):
+        snapshot = tmp_path / repository / "snapshots" / COMMIT
+        shutil.copytree(hf_directory, snapshot)
+        assert display_name(snapshot) == display
+    converted = tmp_path / "converted"
+    convert(tmp_path / "models--openai-community--gpt2-xl" / "snapshots" / COMMIT, converted)
+    assert display_name(converted) == "GPT-2 xl"
 
 
 # --- loading ------------------------------------------------------------------------------------------
