@@ -307,7 +307,8 @@ def _yarn(rope: Fields, max_positions: int) -> YarnScaling:
         beta_slow=rope.number("beta_slow", default=1.0),
         original_max_positions=original,
         attention_factor=rope.number("attention_factor", default=attention_factor),
-        truncate=rope.flag("truncate", default=True),
+        # With null transformers does not widen the ramp, without the field it does.
+        truncate="truncate" not in rope.nulls and rope.flag("truncate", default=True),
     )
 
 

@@ -242,6 +242,47 @@ def test_fields_without_effect_change_nothing(read):
         assert read(family, **sizes, **anything) == read(family, **sizes)
 
 
+# Which values leave a feature off, stated a second time: what is called off is not looked at again.
+LEFT_OFF = """
+    "add_bias_linear": (False,),
+    "add_cross_attention": (False,),
+    "alibi": (False,),
+    "attention_bias": (False,),
+    "attn_logit_softcapping": (0,),
+    "embedding_multiplier": (1,),
+    "final_logit_softcapping": (0,),
+    "is_causal": (True,),
+    "is_encoder_decoder": (False,),
+    "layer_types": ('full_attention',),
+    "logit_scale": (1,),
+    "logits_scaling": (1,),
+    "mlp_bias": (False,),
+    "mlp_only_layers": (),
+    "multi_query": (False,),
+    "no_rope_layers": (1,),
+    "num_experts": (0, 1),
+    "num_local_experts": (0, 1),
+    "per_layer_config": ({},),
+    "pruned_heads": ({},),
+    "qk_layernorm": (False,),
+    "residual_multiplier": (1,),
+    "rope_interleaved": (False,),
+    "rope_traditional": (False,),
+    "scale_attn_weights": (True,),
+    "scale_emb": (1,),
+    "use_alibi": (False,),
+    "use_mrope": (False,),
+    "use_mup": (False,),
+    "use_qk_norm": (False,),
+    "use_sliding_window": (False,),
+"""
+
+
+def test_what_leaves_a_feature_off():
+    stated = (f"    {json.dumps(name)}: {value!r},\n" for name, value in OFF.items())
+    assert "".join(stated) == LEFT_OFF.lstrip("\n")
+
+
 @pytest.mark.parametrize("name", sorted(OFF))
 def test_a_feature_we_lack_is_refused_unless_it_is_off(name: str, read):
     family = "mistral" if name in ("attention_bias", "mlp_bias") else "llama"  # which has those
@@ -388,6 +429,9 @@ ROPES = {
     "yarn, other ramp": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 7.0, "beta_slow": 0.5},
     "yarn, ramp not widened": {
         "rope_type": "yarn", "factor": 4.0, "beta_fast": 7.0, "beta_slow": 0.5, "truncate": False,
+    },
+    "yarn, null for the ramp's width": {
+        "rope_type": "yarn", "factor": 4.0, "beta_fast": 7.0, "beta_slow": 0.5, "truncate": None,
     },
     "yarn, ramp of no width": {"rope_type": "yarn", "factor": 2.0, "beta_fast": 5000.0, "beta_slow": 4000.0},
     "yarn, own attention factor": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.7},

@@ -1,5 +1,6 @@
 """The relations: the loader, each of its error messages, and the facts that the built-in data promises."""
 
+import hashlib
 import json
 from importlib import resources
 from pathlib import Path
@@ -274,6 +275,38 @@ def raw(request) -> dict:
     """One built-in file as it is written, before the loader forgives anything."""
     file = resources.files("headjax.data") / "word_pairs" / f"{request.param}.json"
     return {"file": request.param, **json.loads(file.read_text("utf-8"))}
+
+
+# sha256 of the pairs as JSON, its first digits: a word changed by mistake is found, one changed on purpose is
+# changed here too.
+DIGESTS = {
+    "copying": "fc12061a347ae761",
+    "name_copying": "c2f395b218e43020",
+    "word_to_first_letter": "b6ab26f4e7929948",
+    "word_to_last_letter": "215207960102d053",
+    "year_to_following": "46927960de867de2",
+    "country_to_capital": "5b5d453a17dd2cc2",
+    "country_to_language": "d6afd90be65af793",
+    "object_to_superclass": "03dad4bda1f72718",
+    "product_to_company": "6397f46c706e5b98",
+    "work_to_location": "e1f515c4a0e3f190",
+    "adj_to_comparative": "fb03cd8887d72726",
+    "adj_to_superlative": "27d3b41b9bc6df3c",
+    "word_to_antonym": "cfbee0b62452e3b1",
+    "noun_to_pronoun": "8a472454277a3a67",
+    "verb_to_past_tense": "8ae00fd01668ee70",
+    "word_to_compound": "d86b5b93619e8980",
+    "word_to_homophone": "ea5e0c5c8115ffe2",
+    "word_to_synonym": "a668bb9e6a84e46b",
+    "english_to_french": "4a046237fe4ad09f",
+    "english_to_spanish": "68828b7bf471a218",
+}
+
+
+@pytest.mark.parametrize("relation", load_relations(), ids=lambda relation: relation.id)
+def test_no_word_changes_by_mistake(relation: Relation):
+    text = json.dumps(relation.pairs).encode()
+    assert hashlib.sha256(text).hexdigest()[:16] == DIGESTS[relation.id]
 
 
 def test_there_is_a_file_for_every_id_and_no_other():
