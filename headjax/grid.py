@@ -7,13 +7,14 @@ figures and tables are drawn again from it without the model.
 
 import csv
 import html
+import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from jax import Array
@@ -281,6 +282,7 @@ _TEXTS = (
     "replacement",
     "positions",
 )
+ZIP_END = 22  # bytes of the record at the end of a zip archive without a comment
 _ARRAYS = ("scores", "stderr", "samples")
 _CLEAN = ("clean", "clean_stderr")
 
@@ -330,6 +332,8 @@ def load_npz(path: str | Path) -> GridSet:
             opened.seek(0)
             with np.load(opened, allow_pickle=False) as file:
                 arrays = dict(file)
+            if len(arrays) != _n_members(opened):
+                raise InputError(f"{path} must be a whole scores.npz; its directory hides an array")
         return GridSet(tuple(grid for key in arrays if "." not in key for grid in _load_kind(arrays, key)))
     except InputError:
         raise
@@ -340,6 +344,13 @@ def load_npz(path: str | Path) -> GridSet:
         raise InputError(f"{path} {rule}; it lacks the array {shown(error)}") from error
     except Exception as error:  # numpy and zipfile raise whatever they like for a damaged archive
         raise InputError(f"{path} must be a whole scores.npz; {shown(error)}") from error
+
+
+def _n_members(opened: BinaryIO) -> int:
+    """How many files a zip archive says at its end that it holds; its directory may be damaged and name
+    fewer. (zipfile does not compare; archives of ours hold fewer than 65,535 and no comment.)"""
+    opened.seek(-ZIP_END, os.SEEK_END)
+    return int.from_bytes(opened.read(ZIP_END)[10:12], "little")
 
 
 def _load_kind(arrays: dict[str, np.ndarray], kind: str) -> Iterator[HeadGrid]:

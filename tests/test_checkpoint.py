@@ -364,6 +364,14 @@ def test_a_damaged_one_is_converted_again_in_the_cache_and_refused_by_name(
     assert all(line.endswith("; converting it again") for line in said)
 
 
+def test_a_parameter_that_is_not_in_the_files_is_named(written, tmp_path: Path, monkeypatch):
+    """Where its metadata name one otherwise, orbax gives the description of the array that was asked for."""
+    directory = shutil.copytree(written[0], tmp_path / "model")
+    monkeypatch.setattr("orbax.checkpoint.Checkpointer.restore", lambda self, path, args: dict(args.item))
+    with pytest.raises(InputError, match=r"embed: cannot be read: embed.W_E is not in it; convert again"):
+        read_parameters(directory)
+
+
 class Interrupted(Exception):
     pass
 

@@ -180,6 +180,23 @@ def hand_made() -> GridSet:
     return GridSet(tuple(made))
 
 
+def test_an_archive_whose_directory_hides_an_array_is_refused(mixed, tmp_path):
+    """One entry of the directory is taken to be the comment of the one before it; zipfile does not mind."""
+    save_npz(mixed, tmp_path / "scores.npz")
+    content = bytearray((tmp_path / "scores.npz").read_bytes())
+    start = int.from_bytes(content[-6:-2], "little")
+    sizes = []  # of the directory's entries
+    while start + sum(sizes) < len(content) - 22:
+        at = start + sum(sizes)
+        sizes.append(46 + sum(int.from_bytes(content[at + i : at + i + 2], "little") for i in (28, 30, 32)))
+    hidden = sizes[-1]
+    at = start + sum(sizes[:-2])
+    content[at + 32 : at + 34] = hidden.to_bytes(2, "little")
+    (tmp_path / "scores.npz").write_bytes(content)
+    with pytest.raises(InputError, match="its directory hides an array"):
+        load_npz(tmp_path / "scores.npz")
+
+
 def test_a_category_counts_strictly_above_the_threshold():
     masks = head_categories(hand_made())
     got = [[{c for c in masks if masks[c][layer, head]} for head in range(3)] for layer in range(2)]

@@ -183,7 +183,11 @@ def _restore(
                 item = {name: jax.ShapeDtypeStruct(shape, chosen[name].dtype, sharding=sharding)}
                 restore = ocp.args.PyTreeRestore(item=item, restore_args={name: how}, partial_restore=True)
                 result |= checkpointer.restore(path, args=restore)
-                if result[name].shape != shape or result[name].dtype != chosen[name].dtype:
+                # Where its own metadata is damaged orbax may give the description of an array for it.
+                found = result[name]
+                if not isinstance(found, np.ndarray | Array):
+                    raise ValueError(f"{name} is not in it")
+                if found.shape != shape or found.dtype != chosen[name].dtype:
                     raise ValueError(f"{name} must be {chosen[name].dtype} {list(shape)}")
         return result
     except (OSError, ValueError, KeyError) as error:

@@ -206,6 +206,7 @@ def hugging_face_directory(directory: Path) -> Target:
     def use() -> bool:
         source = open_source(directory)
         said = json.loads(config.read_text("utf-8"))
+        said = {name: value for name, value in said.items() if value is not None}  # which stands for absent
         rotary = said.get("rope_parameters") or {}
         theta = rotary.get("rope_theta", said.get("rope_theta", DEFAULTS["rope_theta"]))
         return (
