@@ -59,28 +59,42 @@ FORK = multiprocessing.get_context("fork")
 
 
 def module_of(file: str) -> str:
-    """`headjax/engine/hits.py` -> `headjax.engine.hits`; data belong to the nearest package they lie in."""
+    """`headjax/engine/hits.py` -> `headjax.engine.hits`, `kernels/tpu.py` -> `headjax.kernels.tpu`.
+
+    Data belong to the module of the nearest package that names their folder, or to the package.
+    """
     path = Path(file)
     if path.suffix != ".py":
-        path = next(folder for folder in path.parents if (ROOT / folder / "__init__.py").is_file())
-    return ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+        package = next(folder for folder in path.parents if (ROOT / folder / "__init__.py").is_file())
+        folder = path.relative_to(package).parts[0]
+        naming = (
+            module
+            for module in sorted((ROOT / package).glob("*.py"))
+            if f'"{folder}"' in module.read_text("utf-8")
+        )
+        path = next((module.relative_to(ROOT) for module in naming), package)
+    name = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
+    return f"headjax.{name}" if name.split(".")[0] == "kernels" else name
 
 
 @cache
 def imports() -> dict[str, set[str]]:
     """Module -> the modules of ours that it names in an import."""
     files = [path for top in SOURCES for path in ROOT.glob(top) if path.suffix == ".py"]
-    files += (ROOT / "tests").glob("*.py")
-    texts = {module_of(path.relative_to(ROOT).as_posix()): path.read_text("utf-8") for path in files}
+    files += (ROOT / "tests").rglob("*.py")
+    modules = {module_of(path.relative_to(ROOT).as_posix()): path for path in files}
     named = {}
-    for module, text in texts.items():
+    for module, path in modules.items():
+        package = module if path.name == "__init__.py" else module.rpartition(".")[0]
         found = set()
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom):
+                above = package.rsplit(".", node.level - 1)[0] if node.level else ""
+                source = ".".join(filter(None, (above, node.module)))
+                found |= {source, *(f"{source}.{alias.name}" for alias in node.names)}
             elif isinstance(node, ast.Import):
                 found |= {alias.name for alias in node.names}
-        named[module] = found & set(texts)
+        named[module] = found & set(modules)
     return named
 
 
@@ -98,7 +112,10 @@ def choose_tests(file: str) -> tuple[tuple[str, ...], ...]:
         reach |= more
         found.append(more - set().union(*found))
     levels = [sorted(level, key=lambda name: (len(needs(name)), name)) for level in found]
-    files = [[f"tests/{name.split('.')[1]}.py" for name in level if ".test_" in name] for level in levels]
+    files = [
+        [f"{name.replace('.', '/')}.py" for name in level if name.startswith("tests.test_")]
+        for level in levels
+    ]
     return tuple(tuple(level) for level in files if level)
 
 
