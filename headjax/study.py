@@ -328,6 +328,9 @@ class Study:
             if pairs.relation.id == name:
                 prompts = task_prompts(pairs, self.data.templates)
                 return self._sample(corrupted_twins(self.tokenizer, prompts, self.seed))
+        for relation, reason in self.skipped:
+            if relation.id == name and not Path(name).is_file():
+                raise InputError(f"field 'prompts' names {name}, a relation that was skipped: {reason}")
         return self._sample(read_prompts(name))
 
     def label(self, relation: str) -> tuple[str, str]:

@@ -199,3 +199,11 @@ def test_everything_public_is_there():
         assert getattr(headjax.analyses, name) is not None
     assert headjax.__version__
     assert CopyScore.kind in headjax.analyses.registry.ANALYSES
+
+
+def test_prompts_of_a_relation_that_was_skipped_say_so(study, tmp_path):
+    skipped = headjax.Relation("rare", [("unheard-of", "word")])
+    mine = headjax.open("trained", relations=[skipped, "copying"], checkpoint_dir=tmp_path)
+    message = r"field 'prompts' names rare, a relation that was skipped: 0 of 1 pairs are single tokens"
+    with pytest.raises(headjax.InputError, match=message):
+        mine.run(HeadAblation(prompts="rare"))
