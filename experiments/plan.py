@@ -7,7 +7,7 @@ each analysis costs it says itself; here it is laid out and held against the dev
 import contextlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,10 +16,11 @@ import jax.numpy as jnp
 from experiments.benchmarks.measure import host_rate
 from experiments.check import check_study, display_names, reads_models
 from experiments.config import RunConfig
-from headjax import zoo
-from headjax.analyses.base import Analysis, check_stream
+from headjax import costs, zoo
+from headjax.analyses.base import Analysis, check_stream, clean_batches
 from headjax.analyses.relation_scores import FIRST_MLP, LAYER
 from headjax.costs import Cost, Machine, parameter_bytes
+from headjax.data.prompts import PromptBatch
 from headjax.engine.mesh import MODEL_AXIS
 from headjax.errors import InputError
 from headjax.io import read_json
@@ -104,7 +105,8 @@ def find_study(name: str, config: RunConfig) -> tuple[Study, dict[str, int]] | N
 def plan_model(
     study: Study, analyses: Mapping[str, Analysis], itemsizes: dict[str, int], machine: Machine
 ) -> list[Row]:
-    """A row an analysis, in the order in which they run: the first forward pass loads the model.
+    """A row an analysis, in the order in which they run, then the clean run: the first forward pass loads
+    the model.
 
     Where the model is streamed each forward pass reads it, two layers of it are there at a time, and the
     programs that are compiled are others than those that are planned for: none are counted.
@@ -132,7 +134,22 @@ def plan_model(
             cost = cost._replace(programs=cost.programs - known)
             known |= cost.programs
         rows.append(Row(name, resident, cost, read))
+    batches = [batch for batch, _ in clean_batches(study, analyses)]
+    if batches:
+        cost, read = clean_cost(study, batches, machine), 0.0
+        if study.compute.stream:
+            cost, read = cost._replace(programs=frozenset()), len(batches) * sum(on_disk.values())
+        rows.append(Row("clean run", resident, cost._replace(programs=cost.programs - known), read))
     return rows
+
+
+def clean_cost(study: Study, batches: Sequence[PromptBatch], machine: Machine) -> Cost:
+    """What it costs to see what the model does with no head touched."""
+    cost = costs.NOTHING
+    for batch in batches:
+        prompts = costs.chunked(study, batch.tokens, machine.copies)
+        cost += costs.clean_run(study.config, prompts, costs.itemsize(study), machine.platform)
+    return cost
 
 
 def streamed_bytes(study: Study) -> float:

@@ -110,16 +110,17 @@ def run_alone(config: RunConfig, stages: Stages) -> list[Path]:
     found = Result()
     for number, study in enumerate(studies):
         checked = partial(same_weights, study.directory, weights[number], units)
-        if any(analysis.clean_sets(study) for analysis in config.analyses.values()):
-            remember = units.within(f"{number} {study.display_name}, clean")
-            with forced(config), stages.stage(f"{study.display_name}: clean"):
-                rows = partial(clean_rows, study, config.analyses, stages.track)
-                found += Result(clean=remember("rows", checked()(rows)))
         for name, analysis in config.analyses.items():
             remember = units.within(f"{number} {study.display_name}, {name}")
             with forced(config), stages.stage(f"{study.display_name}: {name}"):
                 work = Work(found, stages.track, remember)
                 found += remember("result", checked()(partial(run_one, study, name, analysis, work)))
+        # After the others, of which relation scores need no model.
+        if any(analysis.clean_sets(study) for analysis in config.analyses.values()):
+            remember = units.within(f"{number} {study.display_name}, clean")
+            with forced(config), stages.stage(f"{study.display_name}: clean"):
+                rows = partial(clean_rows, study, config.analyses, stages.track)
+                found += Result(clean=remember("rows", checked()(rows)))
         study.release()
 
     if not is_first_process():

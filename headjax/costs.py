@@ -201,6 +201,14 @@ def dynamic_scores(c: ModelConfig, prompts: Prompts, n_targets: int, itemsize: i
     return Cost(chunks * flops, activations, frozenset({("_prompt_hits", B, S)}))
 
 
+def clean_run(c: ModelConfig, prompts: Prompts, itemsize: int, platform: str) -> Cost:
+    """engine/clean_run.py: a forward pass, and metrics at the last position."""
+    chunks, B, S, _ = prompts
+    flops = chunks * (forward(c, B, S) + B * unembedding(c))
+    activations = prefill_bytes(c, prompts.own, S, "last", itemsize) + logit_bytes(platform)
+    return Cost(flops, activations, frozenset({("_metrics", B, S)}))
+
+
 def logit_attribution(c: ModelConfig, prompts: Prompts, metrics: int, itemsize: int) -> Cost:
     """analyses/logit_attribution.py, once a metric."""
     chunks, B, S, _ = prompts

@@ -29,7 +29,7 @@ from headjax.analyses import (
 )
 from headjax.config import ModelConfig, Rotary
 from headjax.costs import Prompts, parameter_bytes
-from headjax.engine import variant_step
+from headjax.engine import clean_run, variant_step
 from headjax.engine.hits import screening_stages
 from headjax.engine.mesh import parameter_sharding
 from headjax.engine.prefill import prefill
@@ -277,7 +277,7 @@ def test_a_run_that_cannot_fit_is_told_what_would_make_it(config: RunConfig, cap
     ablation = altered(config, analyses=("head_ablation",), batch_size=8, variant_batch=15, mesh=None)
     study, itemsizes = plan.find_study(config.model, ablation)
     machine = plan.find_machine(ablation.compute)
-    (row,) = plan.plan_model(study, ablation.analyses, itemsizes, machine)
+    row, _ = plan.plan_model(study, ablation.analyses, itemsizes, machine)
     logits = costs.logit_bytes("gpu") - costs.logit_bytes("cpu")
     memory = (plan.needed(row) + logits - 1000) / 2**30
     tight = altered(ablation, device_memory=memory, rate=1.0)
@@ -317,3 +317,22 @@ def test_a_model_that_is_not_here_gives_one_line(config: RunConfig):
         plan.print_plan(missing)
     with pytest.raises(InputError, match="gpt3"):
         plan.print_plan(altered(config, model="gpt3"))
+
+
+def test_the_clean_run_is_planned_and_runs_last(config: RunConfig, model):
+    study, itemsizes = plan.find_study(config.model, config)
+    machine = plan.find_machine(config.compute)
+    rows = plan.plan_model(study, config.analyses, itemsizes, machine)
+    assert [row.analysis for row in rows] == [*config.analyses, "clean run"]
+    batch = study.task_batch()
+    c, (n, S) = study.config, batch.tokens.shape
+    padded = -(-n // 8) * 8  # of eight copies each gets as many
+    assert rows[-1].cost.flops == costs.forward(c, padded, S) + padded * costs.unembedding(c)
+    weights = altered(config, analyses=("relation_scores",))
+    (row,) = plan.plan_model(study, weights.analyses, itemsizes, machine)
+    assert row.analysis == "relation_scores"
+    answers = (PROMPTS.answers, PROMPTS.distractors)
+    counted = traced(clean_run._metrics, model, PROMPTS.tokens, PROMPTS.mask, *answers)
+    assert costs.clean_run(SMALL, Prompts(1, B, S=PROMPTS.tokens.shape[1]), 4, "cpu").flops == pytest.approx(
+        counted, rel=0.01
+    )

@@ -12,7 +12,7 @@ Everything else has a default: it reads no prompts, cannot be planned, gives no 
 drawn as a heat map.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -47,7 +47,8 @@ HITS = frozenset({"data.top_k", "data.top_k_copying", "report.threshold"})
 WEIGHTS = frozenset({"compute.precision"})
 DEVICES = frozenset({"compute.implementation", "compute.mesh", "compute.parallel"})
 FORWARD = WEIGHTS | DEVICES | {"data.bos", "data.n_prompts", "compute.dtype", "compute.batch_size"}
-MAPS = frozenset({"report.circuits", "report.heat_maps", "report.orientation", "report.origin"})
+LOOKS = frozenset({"report.formats", "report.size", "report.title"})  # of every figure
+MAPS = LOOKS | {f"report.{name}" for name in ("circuits", "heat_maps", "orientation", "origin", "colors")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,10 +294,10 @@ def run_analyses(
         own = earlier.grids.select(analysis=name, model=study.display_name)
         before = _with(before, name, {(grid.kind, grid.relation) for grid in own})
     check_analyses(study, analyses, before)
-    found = Result(clean=clean_rows(study, analyses, track))
+    found = Result()
     for name, analysis in analyses.items():
         found += run_one(study, name, analysis, Work(earlier + found, track))
-    return found
+    return found + Result(clean=clean_rows(study, analyses, track))
 
 
 def run_one(study: Study, name: str, analysis: Analysis, work: Work) -> Result:
@@ -306,26 +307,32 @@ def run_one(study: Study, name: str, analysis: Analysis, work: Work) -> Result:
     return replace(found, grids=grids, tables={analysis.stem(name, t): r for t, r in found.tables.items()})
 
 
-def clean_rows(study: Study, analyses: Mapping[str, Analysis], track: Track) -> tuple[CleanRow, ...]:
-    """What the model does on all prompts that effects are measured on; a row for each relation and set.
-
-    Prompts that several analyses ask are run once. Others of the same relation and set go by their analysis.
-    """
+def clean_batches(
+    study: Study, analyses: Mapping[str, Analysis]
+) -> Iterator[tuple[PromptBatch, dict[str, str]]]:
+    """All prompts that effects are measured on, those that several analyses ask once; and, by relation, what
+    they are called where they are new. Others of the same relation and set go by their analysis."""
     known: dict[tuple[str, str], tuple[Prompt, ...]] = {}
-    found = []
     for name, analysis in analyses.items():
         for which, batch in analysis.clean_sets(study):
-            rows = rows_by_relation(batch)
-            own = {relation: tuple(batch.prompts[i] for i in at) for relation, at in rows.items()}
-            new = [relation for relation in rows if known.get((relation, which)) != own[relation]]
-            if not new:
-                continue
-            metrics = _clean(study, batch, track)
-            for relation in new:
-                label = f"{which}, {name}" if (relation, which) in known else which
-                known[relation, label] = own[relation]
-                of_relation = Metrics(*(m if m is None else m[rows[relation]] for m in metrics))
-                found.append(clean_row(study.display_name, relation, label, of_relation))
+            labels = {}
+            for relation, rows in rows_by_relation(batch).items():
+                own = tuple(batch.prompts[i] for i in rows)
+                if known.get((relation, which)) != own:
+                    labels[relation] = f"{which}, {name}" if (relation, which) in known else which
+                    known[relation, labels[relation]] = own
+            if labels:
+                yield batch, labels
+
+
+def clean_rows(study: Study, analyses: Mapping[str, Analysis], track: Track) -> tuple[CleanRow, ...]:
+    """What the model does on all prompts that effects are measured on; a row for each relation and set."""
+    found = []
+    for batch, labels in clean_batches(study, analyses):
+        metrics, rows = _clean(study, batch, track), rows_by_relation(batch)
+        for relation, label in labels.items():
+            of_relation = Metrics(*(m if m is None else m[rows[relation]] for m in metrics))
+            found.append(clean_row(study.display_name, relation, label, of_relation))
     return tuple(found)
 
 
