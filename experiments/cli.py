@@ -2,23 +2,23 @@
 
     headjax run --model gpt2 --analyses head_ablation --prompts ioi --positions all
     headjax plan demo --mesh data:8 --device_memory 80 --rate 400
-    headjax draw out/demo
+    headjax draw out/demo --formats svg --colors cividis
     headjax convert --model gpt2 --out checkpoints/gpt2
     headjax verify gpt2 --prompts ioi
     headjax list analyses
 
-What follows `run` and `plan` is a config, a file or the name of one in experiments/configs (`relation_scores`
-unless it is named), and fields of it, as `--FIELD VALUE` or `--FIELD=VALUE`.
+What follows `run` and `plan` is a config, a file or the name of one in experiments/configs (without one,
+`relation_scores`), and fields of it, as `--FIELD VALUE` or `--FIELD=VALUE`. `draw` takes the report's fields.
 """
 
 import argparse
 import importlib.util
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import headjax
-from headjax.errors import InputError, run_main, shown
+from headjax.errors import InputError, run_main
 
 LISTS = ("models", "relations", "configs", "analyses", "circuits", "published")
 
@@ -46,6 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
         command.add_argument("fields", nargs=argparse.REMAINDER, help="--FIELD VALUE ...")
     draw = commands.add_parser("draw", help="The figures of a finished run again.", allow_abbrev=False)
     draw.add_argument("out", help="The run's directory.")
+    draw.add_argument("fields", nargs=argparse.REMAINDER, help="--FIELD VALUE ... of the report.")
     convert = commands.add_parser("convert", help="A model into headjax's own format.", allow_abbrev=False)
     convert.add_argument("--model", required=True, help="Alias, Hugging Face id or directory.")
     convert.add_argument("--out", required=True, help="Directory to write.")
@@ -59,28 +60,6 @@ def make_parser() -> argparse.ArgumentParser:
     lists = commands.add_parser("list", help="What there is by name.", allow_abbrev=False)
     lists.add_argument("what", nargs="?", choices=LISTS, help="Everything unless it is said.")
     return parser
-
-
-def split_fields(arguments: Sequence[str]) -> dict[str, str]:
-    """`--FIELD VALUE`, `--FIELD=VALUE` and `--config.FIELD=VALUE` as field -> text.
-
-    Raises InputError for anything else, and for a field that is given twice.
-    """
-    fields: dict[str, str] = {}
-    waiting = iter(arguments)
-    for argument in waiting:
-        name, equals, value = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or not name:
-            raise InputError(f"after the config only --FIELD VALUE may follow; got {shown(argument)}")
-        if not equals:
-            value = next(waiting, None)
-            if value is None:
-                raise InputError(f"every field must have a value, --FIELD VALUE; {shown(argument)} has none")
-        name = name.removeprefix("config.")
-        if name in fields:
-            raise InputError(f"a field must be given once; got --{name} twice")
-        fields[name] = value
-    return fields
 
 
 def list_names(what: str) -> Iterator[str]:
@@ -129,6 +108,7 @@ def _default(value: Any) -> str:
 def command(arguments: argparse.Namespace) -> None:
     """Does what was asked; what it needs is imported here."""
     if arguments.command in ("run", "plan"):
+        from experiments.config import split_fields
         from experiments.run import execute
 
         given = [arguments.config, *arguments.fields]
@@ -137,7 +117,7 @@ def command(arguments: argparse.Namespace) -> None:
     elif arguments.command == "draw":
         from experiments import draw
 
-        draw.main(["draw", arguments.out])
+        draw.main(["draw", arguments.out, *arguments.fields])
     elif arguments.command == "convert":
         from checkpoints_convert import convert
 
@@ -145,7 +125,7 @@ def command(arguments: argparse.Namespace) -> None:
         convert(arguments.model, arguments.out, arguments.dtype, ignore_fields=ignored)
         print(f"wrote {arguments.out}")
     elif arguments.command == "verify":
-        from experiments.config import load_config
+        from experiments.config import load_config, split_fields
         from experiments.run import open_model
 
         if importlib.util.find_spec("torch") is None:

@@ -134,6 +134,28 @@ def find_place(config: RunConfig, name: str) -> str:
     raise InputError(f"a config has no field {shown(name)}; {hint}")
 
 
+def split_fields(arguments: Sequence[str]) -> dict[str, str]:
+    """`--FIELD VALUE`, `--FIELD=VALUE` and `--config.FIELD=VALUE` as field -> text.
+
+    Raises InputError for anything else, and for a field that is given twice.
+    """
+    fields: dict[str, str] = {}
+    waiting = iter(arguments)
+    for argument in waiting:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if not argument.startswith("--") or not name:
+            raise InputError(f"after the config only --FIELD VALUE may follow; got {shown(argument)}")
+        if not equals:
+            value = next(waiting, None)
+            if value is None:
+                raise InputError(f"every field must have a value, --FIELD VALUE; {shown(argument)} has none")
+        name = name.removeprefix("config.")
+        if name in fields:
+            raise InputError(f"a field must be given once; got --{name} twice")
+        fields[name] = value
+    return fields
+
+
 def put(config: RunConfig, place: str, value: Any) -> RunConfig:
     """The config with another value at a place. Raises InputError where it does not fit."""
     first, _, rest = place.partition(".")

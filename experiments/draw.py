@@ -1,17 +1,27 @@
 """The figures of a run, drawn of what it computed, or again from the files that its run.json names.
 
-python -m experiments.draw out/demo
+python -m experiments.draw out/demo --formats svg --threshold 0.2
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields as options
 from pathlib import Path
 from typing import Any
 
 from experiments.compare import Comparison, draw_comparison
-from experiments.config import RunConfig, config_from_json
+from experiments.config import (
+    RunConfig,
+    config_from_json,
+    find_place,
+    parse_at,
+    put_all,
+    refuse_idle,
+    split_fields,
+)
 from experiments.record import RECORD, digests, own_file, read_record, write_record
-from headjax.errors import InputError, run_main
+from headjax.errors import InputError, run_main, shown
 from headjax.grid import load_npz
+from headjax.report.options import Report
 from headjax.report.run_report import draw_report
 from headjax.report.table import read_rows
 from headjax.result import Result
@@ -38,18 +48,39 @@ def read_result(out: Path, record: Mapping[str, Any], config: RunConfig) -> Resu
     return Result(load_npz(out / "scores.npz"), tables)
 
 
-def main(argv: Sequence[str]) -> None:
-    if len(argv) != 2:
-        raise InputError(f"one argument is needed, the directory of a finished run; got {len(argv) - 1}")
-    out = Path(argv[1])
+def draw_again(out: Path, fields: Mapping[str, str]) -> list[Path]:
+    """Draws a finished run once more, with other values of the report's fields (field -> text).
+
+    What the run's record says of its numbers stays; it tells the figures and the fields they were drawn with.
+    Raises InputError for a directory without a run, and for a field that changes more than figures or none.
+    """
     record = read_record(out)
     config = config_from_json(record["config"] | {"out": str(out)})
+    changes = {}
+    for name, text in fields.items():
+        place = find_place(config, name)
+        if not place.startswith("report."):
+            names = ", ".join(field.name for field in options(Report))
+            rule = f"figures are drawn again with other values of {names}"
+            raise InputError(f"{rule}; {name} needs another run")
+        changes[place] = parse_at(config, place, text)
+    config = put_all(config, changes)
+    refuse_idle(config, fields)
     comparison = own_file(out, record, "comparison.csv")
     compared = read_rows(comparison, Comparison) if comparison else ()
     drawn = draw_all(read_result(out, record, config), compared, config)
-    # Drawn by another version, they may be other files than before.
+    # Drawn by another version, or with other fields, they may be other files than before.
+    record["drawn_with"] = dict(fields)
     write_record(out, record, record["files"] | digests(out, drawn))
-    print("wrote", *drawn, out / RECORD, sep="\n  ")
+    return drawn
+
+
+def main(argv: Sequence[str]) -> None:
+    if len(argv) < 2 or argv[1].startswith("-"):
+        found = f"got {shown(argv[1])}" if len(argv) > 1 else "got none"
+        raise InputError(f"the first argument must be the directory of a finished run; {found}")
+    out = Path(argv[1])
+    print("wrote", *draw_again(out, split_fields(argv[2:])), out / RECORD, sep="\n  ")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import pytest
 
 import headjax
 from experiments import cli
-from experiments.config import load_config
+from experiments.config import load_config, split_fields
 from headjax.errors import InputError
 from tests.helpers.tiny_run import tiny_run
 
@@ -58,7 +58,7 @@ def test_importing_a_run_imports_neither_torch_nor_what_only_some_runs_need():
 
 
 def test_fields_in_any_spelling():
-    assert cli.split_fields(["--model", "gpt2", "--out=a=b", "--config.analyses.mean.positions=all"]) == {
+    assert split_fields(["--model", "gpt2", "--out=a=b", "--config.analyses.mean.positions=all"]) == {
         **{"model": "gpt2", "out": "a=b", "analyses.mean.positions": "all"},
     }
     for wrong, message in (
@@ -67,7 +67,7 @@ def test_fields_in_any_spelling():
         (["--out", "a", "--config.out=b"], "a field must be given once; got --out twice"),
     ):
         with pytest.raises(InputError, match=message):
-            cli.split_fields(wrong)
+            split_fields(wrong)
 
 
 def test_a_run_a_plan_and_its_figures(tmp_path: Path):

@@ -71,13 +71,15 @@ NO_RESULT = (
     "draws",
     "copies",
     "most",
+    "points",
 )
 # Of a run's fields and those of analyses, by place; every other field is None, False or empty.
 CONFIG_DEFAULTS = {
     **{"run.analyses": ("relation_scores",), "run.seed": 0, "run.out": "out"},
     **{"data.min_pairs": 30, "report.threshold": 0.15, "report.count_suppression": True},
     **{"compute.dtype": "float32", "compute.precision": "highest", "compute.batch_size": 64},
-    **{"report.orientation": "layer_x", "report.origin": "lower"},
+    **{"report.orientation": "layer_x", "report.origin": "lower", "report.formats": ("png", "pdf")},
+    **{"report.size": 1.0, "report.title": "{}", "report.colors": "viridis"},
     **{
         f"{analysis}.{name}": default
         for analysis in ("head_ablation", "gradient_attribution", "ablation_curves")

@@ -245,6 +245,7 @@ OUTSIDE = {
     *("model", "out", "checkpoint_dir", "distributed", "compare", "ignore_fields"),
     *("relations", "relations_dir", "prompts", "mesh", "parallel", "rate", "device_memory"),
     *("threshold", "count_suppression", "latex", "circuits", "heat_maps", "orientation", "origin"),
+    *("formats", "size", "title", "colors"),
 }
 # Of analyses, those of the run.
 OTHER_OPTIONS = {

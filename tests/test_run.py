@@ -3,11 +3,13 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import matplotlib.image as mpimg
 import numpy as np
 import pytest
 
@@ -110,6 +112,42 @@ def test_figures_are_drawn_again_without_the_model(finished, capsys):
     draw.main(["draw", config.out])
     assert {file: file.read_bytes() for file in figures} == before
     assert "category_map.png" in capsys.readouterr().out
+
+
+def test_figures_are_drawn_again_otherwise(finished, tmp_path: Path):
+    config, _ = finished
+    out = Path(shutil.copytree(config.out, tmp_path / "out"))
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    usual = out / "figures" / "relations_stories260K_copying.png"
+    fields = {"formats": "svg,png", "size": "0.5", "title": "Mine: {}", "colors": "cividis"}
+    drawn = draw.draw_again(out, fields)
+    assert {file.suffix for file in drawn} == {".svg", ".png"}
+    text = (out / "figures" / "relations_stories260K_copying.svg").read_text()
+    assert drawn == draw.draw_again(out, fields)
+    assert (out / "figures" / "relations_stories260K_copying.svg").read_text() == text  # byte for byte
+    small, large = (mpimg.imread(file) for file in (usual, Path(config.out) / usual.relative_to(out)))
+    assert small.shape[0] < 0.8 * large.shape[0]
+    middle = tuple(n // 2 for n in small.shape[:2])
+    assert small[middle][2] != large[tuple(n // 2 for n in large.shape[:2])][2]  # of another map
+    changed = {file for file, content in before.items() if file.read_bytes() != content}
+    assert {file.suffix for file in changed} == {".png", ".json"}  # neither scores nor PDFs
+    record = json.loads((out / "run.json").read_text())
+    assert record["drawn_with"] == fields
+    assert set(record["files"]) >= {file.relative_to(out).as_posix() for file in drawn}
+    draw.draw_again(out, {})  # as it was drawn by the run
+    assert usual.read_bytes() == before[usual]
+    draw.draw_again(out, {"threshold": "0.99", "report.origin": "upper"})
+    assert (out / "figures" / "category_map.png").read_bytes() != before[out / "figures" / "category_map.png"]
+    for fields, message in (
+        ({"top_k": "3"}, "are drawn again with other values of threshold, .*; top_k needs another run"),
+        ({"formats": "gif"}, "field 'formats' must be one of png, pdf, svg; got 'gif'"),
+        ({"colour": "x"}, "a config has no field 'colour'; near ones: colors"),
+    ):
+        with pytest.raises(InputError, match=message):
+            draw.draw_again(out, fields)
+    for arguments in (["draw"], ["draw", "--formats", "svg"]):
+        with pytest.raises(InputError, match="first argument must be the directory of a finished run; got"):
+            draw.main(arguments)
 
 
 @pytest.mark.parametrize("name", TRAINED)

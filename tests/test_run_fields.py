@@ -315,6 +315,7 @@ ELSEWHERE = {
     **dict.fromkeys(("model", "out", "checkpoint_dir"), "test_run.py"),
     **dict.fromkeys(("mesh", "parallel"), "test_mesh.py"),
     **dict.fromkeys(("rate", "device_memory"), "test_plan.py"),
+    **dict.fromkeys(("formats", "size", "title", "colors"), "test_run.py"),
     "precision": "test_model.py",
     "ignore_fields": "test_fields.py",
     "stream": "test_run_stream.py",

@@ -50,7 +50,7 @@ class AblationCurves(Ablating):
 
     def reads(self, data: Data) -> frozenset[str]:
         read = super().reads(data) | {"compute.variant_batch", "report.heat_maps"}
-        return read - {"report.circuits", "report.orientation", "report.origin"}
+        return read - {f"report.{name}" for name in ("circuits", "orientation", "origin", "colors")}
 
     def check(self, study: Study, before: Coordinates) -> Coordinates:
         self.check_donors(study, "last")

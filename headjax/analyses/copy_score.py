@@ -27,7 +27,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
 from headjax import figures
-from headjax.analyses.base import WEIGHTS, Analysis, Coordinates
+from headjax.analyses.base import MAPS, WEIGHTS, Analysis, Coordinates
 from headjax.circuits.tables import circuit_for
 from headjax.data.prompt_sets import ioi_names
 from headjax.data.prompts import word_tokens
@@ -178,7 +178,7 @@ class CopyScore(Analysis):
     kind = "copy_score"
 
     def reads(self, data: Data) -> frozenset[str]:
-        return WEIGHTS | {"compute.implementation", "report.circuits", "report.orientation", "report.origin"}
+        return WEIGHTS | (MAPS - {"report.heat_maps"}) | {"compute.implementation"}
 
     def check(self, study: Study, before: Coordinates) -> Coordinates:
         ioi_names(study.tokenizer)

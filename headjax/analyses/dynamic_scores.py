@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float, Int
 from headjax import costs, figures
 from headjax.analyses.base import (
     FORWARD,
+    MAPS,
     RELATIONS,
     Analysis,
     Coordinates,
@@ -251,8 +252,8 @@ class DynamicScores(Analysis):
     multi_token: bool = False
 
     def reads(self, data: Data) -> frozenset[str]:
-        shown = {"report.latex", "report.heat_maps", "report.orientation", "report.origin", "report.circuits"}
-        return RELATIONS | hit_fields(data) | FORWARD | shown | {"data.templates", "compute.stream"}
+        own = {"report.latex", "data.templates", "compute.stream"}
+        return RELATIONS | hit_fields(data) | FORWARD | MAPS | own
 
     def batches(self, study: Study) -> Sequence[PromptBatch]:
         return (study.template_batch(self.multi_token),)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headjax import figures
-from headjax.analyses.base import Analysis, Coordinates
+from headjax.analyses.base import LOOKS, Analysis, Coordinates
 from headjax.engine.batches import Work
 from headjax.errors import InputError
 from headjax.report.options import Report
@@ -32,7 +32,7 @@ class Universality(Analysis):
     reads_tables = {"group_similarity": GroupSimilarity}  # noqa: RUF012
 
     def reads(self, data: Data) -> frozenset[str]:
-        return frozenset({"report.threshold", "report.count_suppression"})
+        return LOOKS | {"report.threshold", "report.count_suppression"}
 
     def needs_model(self, study: Study) -> bool:
         return False

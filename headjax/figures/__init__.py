@@ -1,4 +1,4 @@
-"""Score grids as pictures: PNG and PDF for papers.
+"""Score grids as pictures: PNG, PDF and SVG for papers.
 
 `draw_...` functions return a matplotlib Figure, the others write it and return the paths. matplotlib, which
 takes a second to import, is imported when the first of them is used, and nowhere else.
@@ -15,7 +15,7 @@ _EXPORTS = {
     **dict.fromkeys(("Curve", "ablation_curves_figure", "draw_ablation_curves"), "curves"),
     **dict.fromkeys(("Line", "Points", "category_share_figure", "comparison_figure", "draw_lines"), "lines"),
     **dict.fromkeys(("group_similarity_figure", "relations_per_head_figure"), "lines"),
-    **dict.fromkeys(("MAP_COLORS", "MORE_COLORS", "save_figure"), "sheet"),
+    **dict.fromkeys(("LOOK", "MAP_COLORS", "MORE_COLORS", "Look", "look", "save_figure"), "sheet"),
 }
 __all__ = sorted(_EXPORTS)
 

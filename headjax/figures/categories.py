@@ -32,6 +32,7 @@ from headjax.figures.sheet import (
     styled,
     tallest,
     text_size,
+    titled,
     wrap,
 )
 from headjax.grid import (
@@ -51,8 +52,8 @@ def category_map(
     count_suppression: bool = True,
     kind: str = "static",
     origin: str = "lower",
-) -> tuple[Path, Path]:
-    """Writes `draw_category_map` as `path`.png and `path`.pdf."""
+) -> tuple[Path, ...]:
+    """Writes `draw_category_map` under this path, with its endings."""
     return save_figure(draw_category_map(grids, threshold, count_suppression, kind, origin), path)
 
 
@@ -85,7 +86,7 @@ def draw_category_map(
     width, height = panel_size(*np.exp(np.log(shapes).mean(axis=0)), several=columns > 1)
     height = max(height, key_height)
     names = [wrap(model, width, PANEL_TITLE) for model in models]
-    title = wrap(MAP_TITLE, columns * (LEFT + width) + key_width, TITLE)
+    title = titled(MAP_TITLE, columns * (LEFT + width) + key_width, TITLE)
     header = GAP + text_size(title, TITLE)[1]
     above = 1.5 * GAP + tallest(names, PANEL_TITLE)
     figure, panels = sheet(

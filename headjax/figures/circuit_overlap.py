@@ -28,6 +28,7 @@ from headjax.figures.sheet import (
     sheet,
     styled,
     text_size,
+    titled,
     wrap,
 )
 
@@ -42,8 +43,8 @@ def circuit_overlap_map(
     title: str,
     orientation: str = "layer_x",
     origin: str = "lower",
-) -> tuple[Path, Path]:
-    """Writes `draw_circuit_overlap` as `path`.png and `path`.pdf."""
+) -> tuple[Path, ...]:
+    """Writes `draw_circuit_overlap` under this path, with its endings."""
     return save_figure(draw_circuit_overlap(circuits, shape, title, orientation, origin), path)
 
 
@@ -77,7 +78,7 @@ def draw_circuit_overlap(
     )
     key_width, key_height = key_size(key)
     height = max(height, key_height)
-    title = wrap(title, width, PANEL_TITLE)
+    title = titled(title, width)
     above = 1.5 * GAP + text_size(title, PANEL_TITLE)[1]
     figure, (axes,) = sheet(
         1, 1, (width, height), (LEFT, GAP, above, BOTTOM), (0.0, key_width + GAP, 0.0, 0.0)

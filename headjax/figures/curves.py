@@ -24,8 +24,10 @@ from headjax.figures.sheet import (
     key_size,
     save_figure,
     sheet,
+    sized,
     styled,
     text_size,
+    titled,
     wrap,
 )
 
@@ -50,8 +52,8 @@ def ablation_curves_figure(
     controls: Sequence[Curve] = (),
     value_name: str = "Accuracy",
     limits: tuple[float, float] | None = (0.0, 1.0),
-) -> tuple[Path, Path]:
-    """Writes `draw_ablation_curves` as `path`.png and `path`.pdf."""
+) -> tuple[Path, ...]:
+    """Writes `draw_ablation_curves` under this path, with its endings."""
     return save_figure(draw_ablation_curves(title, relation, random, controls, value_name, limits), path)
 
 
@@ -70,7 +72,7 @@ def draw_ablation_curves(
     heads, whose band should contain what varies between draws; `controls` are other relations' values while
     the relation's heads are removed. The legend says what bands are, where there are any.
     """
-    width, height = 4.5, 3.0
+    width, height = sized(4.5, 3.0)
     lines = [(relation, dict(color="tab:blue", linewidth=2, zorder=3))]
     if random is not None:
         lines.append((random, dict(color="dimgray", linewidth=1.5, linestyle="--")))
@@ -80,7 +82,7 @@ def draw_ablation_curves(
     key = Key([Line2D([], [], label=wrap(curve.label, 2.2, TICK), **style) for curve, style in lines], bands)
     key_width, key_height = key_size(key)
     height = max(height, key_height)
-    title = wrap(title, width, PANEL_TITLE)
+    title = titled(title, width)
     above = 1.5 * GAP + text_size(title, PANEL_TITLE)[1]
     figure, (axes,) = sheet(
         1, 1, (width, height), (LEFT + 2 * GAP, GAP, above, BOTTOM), (0.0, key_width + GAP, 0.0, 0.0)

@@ -23,6 +23,7 @@ from headjax.figures.sheet import (
     GAP,
     LABEL,
     LEFT,
+    LOOK,
     PANEL_TITLE,
     POINT,
     TICK,
@@ -39,6 +40,7 @@ from headjax.figures.sheet import (
     styled,
     tallest,
     text_size,
+    titled,
     wrap,
 )
 from headjax.grid import (
@@ -70,7 +72,7 @@ def relation_heat_map(
     circuits: Sequence[Circuit | None] | None = None,
     orientation: str = "layer_x",
     origin: str = "lower",
-) -> tuple[Path, Path]:
+) -> tuple[Path, ...]:
     """Relation scores side by side, from 0 to 1, with the heads that a circuit names marked by crosses.
 
     `circuits` gives each grid its circuit; a panel whose circuit is None says that it has no marks. Without
@@ -86,14 +88,14 @@ def relation_heat_map(
 
 def score_map(
     panels: Sequence[Panel], path: str | Path, orientation: str = "layer_x", origin: str = "lower"
-) -> tuple[Path, Path]:
+) -> tuple[Path, ...]:
     """Writes heat maps of scores between 0 and 1 (relation scores, attention patterns)."""
     return save_figure(draw_heat_maps(panels, False, orientation, origin), path)
 
 
 def signed_map(
     panels: Sequence[Panel], path: str | Path, orientation: str = "layer_x", origin: str = "lower"
-) -> tuple[Path, Path]:
+) -> tuple[Path, ...]:
     """Writes heat maps of numbers of either sign (attributions, ablation effects), white at 0."""
     return save_figure(draw_heat_maps(panels, True, orientation, origin), path)
 
@@ -122,8 +124,8 @@ def draw_heat_maps(
 ) -> Figure:
     """Panels side by side, four in a row, each with its colour bar; below them the legend of the marks.
 
-    Colours are viridis fixed to 0 to 1, or where `signed` a diverging map centred at 0, each panel to its own
-    largest magnitude. NaN is light gray. `orientation` is "layer_x" (x layer, y head) or "head_x"; `origin`
+    Colours are fixed to 0 to 1, or where `signed` a diverging map centred at 0, each panel to its own largest
+    magnitude. NaN is light gray. `orientation` is "layer_x" (x layer, y head) or "head_x"; `origin`
     "lower" puts 0 of the y axis at the bottom. One legend serves all panels if their marks are the same.
     Raises InputError for panels of different size and for marks outside the grid.
     """
@@ -138,13 +140,14 @@ def draw_heat_maps(
             check_fits(panel.marks, size["Layer"], size["Head"])
     names = HEAT_AXES[orientation]
     ticks = tuple(heat_ticks(size[name], MOST_TICKS[name]) for name in names)
-    scales = [_signed_scale(panel.scores) if signed else UNIT_SCALE for panel in panels]
+    unit = UNIT_SCALE._replace(colors=LOOK.get().colors)
+    scales = [_signed_scale(panel.scores) if signed else unit for panel in panels]
 
     columns = min(len(panels), 4)
     width, height = panel_size(*(size[name] for name in names), several=columns > 1)
     width = max(width, 0.22 * len(ticks[0]))  # room for every tick label
     height = max(height, 0.17 * len(ticks[1]))
-    titles = [wrap(panel.title, width, PANEL_TITLE) for panel in panels]
+    titles = [titled(panel.title, width) for panel in panels]
     labels = [wrap(panel.label, height, LABEL) for panel in panels]
     numbers = max(text_size(text, TICK)[0] for scale in scales for text in scale.texts)
     right = GAP + BAR + GAP + numbers + GAP + tallest(labels, LABEL) + GAP

@@ -27,8 +27,10 @@ from headjax.figures.sheet import (
     key_size,
     save_figure,
     sheet,
+    sized,
     styled,
     tallest,
+    titled,
     wrap,
 )
 from headjax.report.universality import CategoryShare, GroupSimilarity, RelationCount
@@ -54,7 +56,7 @@ class Points(NamedTuple):
 LINE_COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", *MORE_COLORS)
 
 
-def comparison_figure(panels: Mapping[str, Mapping[str, Points]], path: str | Path) -> tuple[Path, Path]:
+def comparison_figure(panels: Mapping[str, Mapping[str, Points]], path: str | Path) -> tuple[Path, ...]:
     """Ours against published, a panel a title and a colour a measure; on the diagonal both are the same."""
     drawn = {}
     for title, measures in panels.items():
@@ -73,7 +75,7 @@ def comparison_figure(panels: Mapping[str, Mapping[str, Points]], path: str | Pa
     return save_figure(figure, path)
 
 
-def category_share_figure(rows: Sequence[CategoryShare], path: str | Path) -> tuple[Path, Path]:
+def category_share_figure(rows: Sequence[CategoryShare], path: str | Path) -> tuple[Path, ...]:
     """The share of heads with each category, by depth; a panel a model."""
     categories = dict.fromkeys(row.category for row in rows)
     more = itertools.cycle(MORE_COLORS)
@@ -97,7 +99,7 @@ def category_share_figure(rows: Sequence[CategoryShare], path: str | Path) -> tu
     return save_figure(figure, path)
 
 
-def relations_per_head_figure(rows: Sequence[RelationCount], path: str | Path) -> tuple[Path, Path]:
+def relations_per_head_figure(rows: Sequence[RelationCount], path: str | Path) -> tuple[Path, ...]:
     """The share of heads that implement at least so many relations; a line a model."""
     lines = []
     models = dict.fromkeys(row.model for row in rows)
@@ -111,7 +113,7 @@ def relations_per_head_figure(rows: Sequence[RelationCount], path: str | Path) -
     return save_figure(draw_lines({"Relations a head implements": lines}, names, least_y=0.0), path)
 
 
-def group_similarity_figure(rows: Sequence[GroupSimilarity], path: str | Path) -> tuple[Path, Path]:
+def group_similarity_figure(rows: Sequence[GroupSimilarity], path: str | Path) -> tuple[Path, ...]:
     """How alike two heads of a layer score, of one key/value group and of different ones; a panel a model."""
     panels = {}
     for model in dict.fromkeys(row.model for row in rows):
@@ -147,13 +149,13 @@ def draw_lines(
     if not panels:
         raise InputError("a figure of lines needs at least one panel; got none")
     columns = math.ceil(math.sqrt(len(panels)))
-    width, height = (3.2, 2.4) if columns > 1 else (4.5, 3.0)
+    width, height = sized(3.2, 2.4) if columns > 1 else sized(4.5, 3.0)
     width = height if square else width
     entries = {line.label: line for lines in [*panels.values(), legend] for line in lines if line.label}
     key = Key([Line2D([], [], label=wrap(n, 2.2, TICK), **line.style) for n, line in entries.items()])
     key_width, key_height = key_size(key)
     height = max(height, key_height) if columns == 1 else height
-    titles = [wrap(title, width, PANEL_TITLE) for title in panels]
+    titles = [titled(title, width) for title in panels]
     left, above = LEFT + 2 * GAP, 1.5 * GAP + tallest(titles, PANEL_TITLE)
     figure, all_axes = sheet(
         len(panels),

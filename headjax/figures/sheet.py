@@ -1,15 +1,17 @@
-"""The sheet that every figure is drawn on: sizes in inches, fonts, colours, legends, PNG and PDF.
+"""The sheet that every figure is drawn on: sizes in inches, fonts, colours, legends, files.
 
 The size of a panel follows from the number of its cells, the room for titles and legends from the measured
 extent of their text. So nothing overlaps or is cut off, from 3 x 3 to 80 x 64 heads. Only matplotlib's object
 interface is used: no display is needed and no state outlives a call.
 """
 
+import contextlib
 import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib.style
 import numpy as np
@@ -53,16 +55,58 @@ STYLE = {
     "legend.title_fontsize": TICK,
     "pdf.fonttype": 42,  # TrueType, which every publisher accepts
     "savefig.dpi": 300,
+    "svg.hashsalt": "headjax",  # names inside of an SVG: the same scores give the same bytes
     "text.parse_math": False,  # a name may hold a dollar sign
 }
 styled = matplotlib.style.context(STYLE, after_reset=True)  # a decorator; the user's own style stays out
+
+
+class Look(NamedTuple):
+    """What is chosen for all figures.
+
+    Attributes:
+      formats: the files that are written, of "png", "pdf" and "svg".
+      size: of panels, as a factor of the usual one; text keeps its size.
+      title: of panels, or above the category map's; `{}` stands for the usual one.
+      colors: matplotlib's name of the colours of scores from 0 to 1.
+    """
+
+    formats: tuple[str, ...] = ("png", "pdf")
+    size: float = 1.0
+    title: str = "{}"
+    colors: str = "viridis"
+
+
+# Of the figures that are being drawn. All of them obey it, so it is no argument of each.
+USUAL = Look()
+LOOK: ContextVar[Look] = ContextVar("look", default=USUAL)
+
+
+@contextlib.contextmanager
+def look(**chosen: Any) -> Iterator[None]:
+    """Figures drawn inside look as chosen: fields of `Look`."""
+    token = LOOK.set(LOOK.get()._replace(**chosen))
+    try:
+        yield
+    finally:
+        LOOK.reset(token)
+
+
+def sized(width: float, height: float) -> tuple[float, float]:
+    """The size of a panel, as the look asks for it."""
+    return width * LOOK.get().size, height * LOOK.get().size
+
+
+def titled(title: str, width: float, points: int = PANEL_TITLE) -> str:
+    """A title as the look asks for it, broken into lines."""
+    return wrap(LOOK.get().title.replace("{}", title), width, points)
 
 
 def panel_size(n_x: float | int, n_y: float | int, several: bool) -> tuple[float, float]:
     """Width and height of a panel with square cells, where that leaves no side too short for its labels."""
     largest = LARGEST_OF_SEVERAL if several else LARGEST
     cell = min(max(CELL * max(n_x, n_y), SMALLEST), largest) / max(n_x, n_y)
-    return max(n_x * cell, SMALLEST / 2), max(n_y * cell, SMALLEST / 2)
+    return sized(max(n_x * cell, SMALLEST / 2), max(n_y * cell, SMALLEST / 2))
 
 
 def sheet(
@@ -193,12 +237,15 @@ def wrap(text: str, width: float, points: int) -> str:
 
 
 @styled
-def save_figure(figure: Figure, path: str | Path) -> tuple[Path, Path]:
-    """Writes `path`.png and `path`.pdf, whole or not at all. Raises InputError where that is impossible."""
-    paths = (Path(f"{path}.png"), Path(f"{path}.pdf"))
-    for target in paths:
+def save_figure(figure: Figure, path: str | Path) -> tuple[Path, ...]:
+    """Writes `path`.png, `path`.pdf or what the look asks for, each whole or not at all.
+
+    Raises InputError where that is impossible.
+    """
+    # No date: the same scores give the same bytes.
+    dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    paths = tuple(Path(f"{path}.{form}") for form in LOOK.get().formats)
+    for target, form in zip(paths, LOOK.get().formats, strict=True):
         with atomic_write(target, "wb") as file:
-            # No date in the PDF: the same scores give the same bytes.
-            metadata = {"CreationDate": None} if target.suffix == ".pdf" else None
-            figure.savefig(file, format=target.suffix[1:], metadata=metadata)
+            figure.savefig(file, format=form, metadata=dates.get(form))
     return paths

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from headjax.options import Options, Words, option
 
+# Of matplotlib's maps those whose lightness rises or falls throughout.
+COLORS = ("viridis", "cividis", "magma", "inferno", "plasma", "Blues", "Greys")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Report(Options):
@@ -18,6 +21,10 @@ class Report(Options):
       heat_maps: relations to draw; empty means the two with the highest score, and every curve.
       orientation: "layer_x" (layers along x) or "head_x", of heat maps.
       origin: "lower" or "upper", where the y axis of a figure has its 0.
+      formats: files of each figure, of "png", "pdf" and "svg".
+      size: of figures' panels, as a factor of the usual one; text keeps its size.
+      title: of figures' panels, or above the category map's; `{}` stands for the usual one.
+      colors: of scores from 0 to 1, one of matplotlib's maps.
     """
 
     threshold: float = option(0.15, least=0, most=1)
@@ -27,3 +34,7 @@ class Report(Options):
     heat_maps: Words = ()
     orientation: str = option("layer_x", choices=("layer_x", "head_x"))
     origin: str = option("lower", choices=("lower", "upper"))
+    formats: Words = option(("png", "pdf"), choices=("png", "pdf", "svg"), some=True)
+    size: float = option(1.0, least=0.25, most=4)
+    title: str = "{}"
+    colors: str = option("viridis", choices=COLORS)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from headjax import figures
 from headjax.analyses.base import Analysis
 from headjax.circuits.tables import prediction_tables
 from headjax.report.options import Report
@@ -47,8 +48,9 @@ def report_tables(
 def draw_report(
     found: Result, analyses: Mapping[str, Analysis], report: Report, directory: Path
 ) -> list[Path]:
-    """The figures of all analyses."""
+    """The figures of all analyses, as the report asks for them."""
     files: list[Path] = []
-    for name, analysis in analyses.items():
-        files += analysis.draw(name, found, report, directory)
+    with figures.look(**{name: getattr(report, name) for name in figures.Look._fields}):
+        for name, analysis in analyses.items():
+            files += analysis.draw(name, found, report, directory)
     return files
