@@ -4,6 +4,7 @@ Opening a checkpoint reads names and shapes only; values are read when asked for
 """
 
 import dataclasses
+import re
 from collections import defaultdict
 from collections.abc import Collection, Iterable
 from pathlib import Path
@@ -26,6 +27,20 @@ from headjax.model import parameter_shapes
 EXPONENT = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000, "F64": 0x7FF0000000000000}
 # Numbers that are looked at together: few enough to stay in the processor's cache.
 BLOCK = 1 << 18
+
+
+# model_type, as a pattern -> why such models are not among the families.
+DEAD_ENDS = {
+    r"deepseek_v[23].*|kimi_k2|minicpm3": "its heads share one compressed key and value (multi-head latent "
+    "attention), so that no head has weights of its own",
+    r"(m|long|u)?t5.*|m?bart|led|pegasus.*|marian|blenderbot.*|prophetnet|whisper": "an encoder and a "
+    "decoder; here a model is a decoder alone",
+    r"(distil|al|mo)?bert.*|(xlm-|cam)?roberta.*|electra|deberta.*": "an encoder, which does not predict a next "
+    "token",
+    r"mamba.*|rwkv.*|falcon_mamba|xlstm": "it has no attention heads",
+    r"mixtral|.*_moe|gpt_oss|dbrx|jamba|llama4.*": "a mixture of experts, which is not here yet",
+    r"gemma3n.*|gemma4.*": "its layers share keys and values or mix their inputs, which is not here yet",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +84,12 @@ class Source:
             _check_finite(tensor, values)
             parts = split_layout(values, rule.layout, axis_sizes(self.config), len(rule.parameters))
             for name, filling in same_tensor:
-                result[name] = _cast(tensor, parts[filling.part], self.dtypes[name])
+                part = parts[filling.part]
+                if rule.plus:
+                    part = part.astype(np.float32) + np.float32(rule.plus)
+                if rule.reorder is not None:
+                    part = rule.reorder(part, self.config)
+                result[name] = _cast(tensor, part, self.dtypes[name])
         return result
 
     def with_dtype(self, dtype: np.dtype) -> "Source":
@@ -105,19 +125,22 @@ def read_source_config(
     values = read_json(file)
     model_type = values.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise InputError(f"{file}: model_type must be one of {', '.join(FAMILIES)}; got {shown(model_type)}")
+        why = next((why for kind, why in DEAD_ENDS.items() if re.fullmatch(kind, str(model_type))), "")
+        rule = f"model_type must be one of {', '.join(FAMILIES)}"
+        raise InputError(f"{file}: {rule}; got {shown(model_type)}{why and f': {why}'}")
     family = FAMILIES[model_type]
     return family, *family.read_config(Fields(values, file, ignored=ignore_fields))
 
 
 def _dtypes(shapes: Iterable[str], fillings: dict[Key, Filling]) -> dict[str, np.dtype]:
-    """The dtype of every parameter as stored, float32 where its layers differ; zeros take the embedding's.
+    """The dtype of every parameter as stored, float32 where its layers differ or something is added to what
+    is stored; zeros take the embedding's.
 
     float64 becomes float32, the widest that JAX has unless told otherwise.
     """
     stored = defaultdict(set)
     for (name, _), filling in fillings.items():
-        stored[name].add(filling.tensor.dtype)
+        stored[name].add("F32" if filling.rule.plus else filling.tensor.dtype)
     result = {}
     for name in shapes:
         dtype, *others = stored[name] or stored["embed.W_E"]

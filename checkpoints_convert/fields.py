@@ -8,7 +8,7 @@ refused by name, unless the user says by `ignore_fields` to treat it as absent.
 import fnmatch
 import math
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,11 +46,11 @@ NO_EFFECT = """
     use_flash_rotary use_fused_* use_memory_efficient_attention use_sdpa use_unsloth use_xformers* version
     xla_device
 
-    attention_dropout attention_dropout_prob attention_probs_dropout_prob attn_pdrop classifier_dropout
-    dropout emb_dropout_prob embd_dropout embd_pdrop freeze_* gradient_checkpointing hidden_dropout
-    hidden_dropout_prob initializer_range layerdrop neftune_noise_alpha resid_dropout resid_pdrop
-    summary_activation summary_first_dropout summary_hidden_size summary_proj_to_labels summary_type
-    summary_use_proj use_gradient_checkpointing
+    activation_dropout attention_dropout attention_dropout_prob attention_probs_dropout_prob attn_pdrop
+    classifier_dropout dropout emb_dropout_prob embd_dropout embd_pdrop embed_dropout freeze_*
+    gradient_checkpointing hidden_dropout hidden_dropout_prob init_std initializer_range layerdrop
+    neftune_noise_alpha resid_dropout resid_pdrop summary_activation summary_first_dropout
+    summary_hidden_size summary_proj_to_labels summary_type summary_use_proj use_gradient_checkpointing
 
     additional_special_tokens added_tokens* bos_token bos_token_id cls_token_id decoder_start_token_id
     eos_token eos_token_id forced_bos_token_id forced_eos_token_id mask_token_id pad_token pad_token_id
@@ -99,6 +99,7 @@ OFF: dict[str, tuple[Any, ...]] = {
     "scale_attn_weights": (True,),
     "scale_emb": (1,),
     "use_alibi": (False,),
+    "use_bidirectional_attention": (False,),
     "use_mrope": (False,),
     "use_mup": (False,),
     "use_qk_norm": (False,),
@@ -195,7 +196,7 @@ class Fields:
         if not isinstance(value, dict):
             raise self.refuse(f"{names[0]} must be an object", value)
         given = next((name for name in names if name in self.values), names[0])
-        return Fields(value, self.file, f"{given}.", self.ignored)
+        return Fields(value, self.file, f"{self.within}{given}.", self.ignored)
 
     def finish(
         self,
@@ -244,7 +245,13 @@ class Fields:
             )
 
 
-def read_rotary(fields: Fields, d_head: int, max_positions: int, default_fraction: float) -> Rotary:
+def read_rotary(
+    fields: Fields,
+    d_head: int,
+    max_positions: int,
+    default_fraction: float = 1.0,
+    default_theta: float = 10000.0,
+) -> Rotary:
     """The rotary embedding in any of its spellings.
 
     Since transformers 5 all of it is in `rope_parameters`; before, base and fraction were fields of
@@ -260,8 +267,38 @@ def read_rotary(fields: Fields, d_head: int, max_positions: int, default_fractio
         if outside is not None and rope.values.setdefault(name, outside) != outside:
             rule = f"{name} must agree with the field outside, {shown(outside)}"
             raise rope.refuse(rule, rope.values[name])
+    return _read_rope(rope, d_head, max_positions, default_fraction, default_theta)
+
+
+def read_rotaries(
+    fields: Fields, d_head: int, max_positions: int, theta: float, theta_in_window: float
+) -> tuple[Rotary, Rotary]:
+    """The rotary embeddings of layers that see everything and of those that see a window.
+
+    Since transformers 5 `rope_parameters` has one for each kind of layer; before, `rope_theta` and
+    `rope_scaling` were those of the former, `rope_local_base_freq` the base of the latter. `theta` and
+    `theta_in_window` are the bases where nothing is said.
+    """
+    kinds = fields.inner("rope_parameters")
+    old = fields.inner("rope_scaling"), fields.take("rope_theta", default=None)
+    local = fields.number("rope_local_base_freq", default=theta_in_window)
+    full, in_window = kinds.inner("full_attention"), kinds.inner("sliding_attention")
+    kinds.finish((), {})
+    if old[0].values or old[1] is not None:
+        if full.values:
+            raise fields.refuse("rope_parameters must stand for rope_theta and rope_scaling", full.values)
+        full = old[0]
+        if old[1] is not None:
+            full.values.setdefault("rope_theta", old[1])
+    how = d_head, max_positions, 1.0
+    return _read_rope(full, *how, theta), _read_rope(in_window, *how, local)
+
+
+def _read_rope(
+    rope: Fields, d_head: int, max_positions: int, default_fraction: float, default_theta: float
+) -> Rotary:
     read_scaling = rope.choice("rope_type", "type", table=SCALINGS, default="default")
-    theta = rope.number("rope_theta", default=10000.0)
+    theta = rope.number("rope_theta", default=default_theta)
     fraction = rope.number("partial_rotary_factor", default=default_fraction)
     dim = int(d_head * fraction)
     if dim % 2 or not 0 < dim <= d_head:
@@ -272,6 +309,24 @@ def read_rotary(fields: Fields, d_head: int, max_positions: int, default_fractio
     # Only some kinds have a use for it; `finetuned` says how the model was made.
     rope.finish(no_effect=("finetuned", "original_max_position_embeddings"), off={})
     return Rotary(dim=dim, theta=theta, scaling=scaling)
+
+
+def read_window(
+    fields: Fields, n_layers: int, window: int | None, default: Sequence[str]
+) -> int | tuple[int | None, ...] | None:
+    """The window of all layers, or of each, as `layer_types` says; `default` are those where it says nothing.
+
+    Raises InputError for kinds of layers that there are not, and for a window that has no size.
+    """
+    kinds = fields.take("layer_types", default=None)
+    kinds = list(default) if kinds is None else kinds
+    known = ("full_attention", "sliding_attention")
+    if not isinstance(kinds, list) or len(kinds) != n_layers or any(kind not in known for kind in kinds):
+        raise fields.refuse(f"layer_types must be a list of {n_layers}, of {' and '.join(known)}", kinds)
+    if window is None and known[1] in kinds:
+        raise fields.refuse("layer_types must be full_attention where no sliding_window is set", kinds)
+    windows = tuple(window if kind == known[1] else None for kind in kinds)
+    return windows[0] if len(set(windows)) == 1 else windows
 
 
 def _linear(rope: Fields, _max_positions: int) -> LinearScaling:
@@ -312,11 +367,25 @@ def _yarn(rope: Fields, max_positions: int) -> YarnScaling:
     )
 
 
-# `rope_type` -> what reads its fields. Dynamic and LongRoPE depend on the length of the prompt, and are not
-# among them.
+def _longrope(rope: Fields, max_positions: int) -> None:
+    """LongRoPE depends on the length of the prompt, unless all its factors are 1."""
+    for name in ("short_factor", "long_factor"):
+        factors = rope.take(name)
+        if not isinstance(factors, list) or any(factor != 1 for factor in factors):
+            raise rope.refuse(
+                f"{name} must be 1 throughout: others make longrope depend on the prompt", factors
+            )
+    if rope.size("original_max_position_embeddings", default=max_positions) != max_positions:
+        rule = f"original_max_position_embeddings must be {max_positions}, the model's, for longrope"
+        raise rope.refuse(rule, rope.values["original_max_position_embeddings"])
+
+
+# `rope_type` -> what reads its fields. Dynamic scaling depends on the length of the prompt, and is not among
+# them.
 SCALINGS: dict[str, Callable[[Fields, int], Scaling | None]] = {
     "default": lambda _rope, _max_positions: None,
     "linear": _linear,
     "llama3": _llama3,
+    "longrope": _longrope,
     "yarn": _yarn,
 }

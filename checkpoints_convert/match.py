@@ -22,7 +22,6 @@ from headjax.model import parameter_shapes
 # A parameter's name and, for those of the blocks, the layer.
 Key = tuple[str, int | None]
 HEAD = "unembed.rows"
-DIVISOR = "blocks.attn.score_divisor"
 # Heads for other tasks beside the language model's, or in its place: classes, rewards, answers' ends.
 OTHER_HEADS = re.compile(r"(score|classifier|qa_outputs|multiple_choice_head|(v|value|reward)_head)\.")
 # Bytes of a tied head that are compared at a time.
@@ -39,9 +38,6 @@ class Filling(NamedTuple):
     part: int
 
 
-DIVISOR_RULE = Rule("", (DIVISOR,), "H -> H")
-
-
 def match_tensors(
     directory: Path,
     family: Family,
@@ -49,13 +45,16 @@ def match_tensors(
     switches: dict[str, bool],
     tensors: list[Tensor],
 ) -> tuple[dict[Key, Filling], list[str]]:
-    """What fills which parameter (others are zeros), and the names of tensors of heads for other tasks.
+    """What fills which parameter (others are zeros), and the names of tensors that belong to something else:
+    heads for other tasks, other parts of the model.
 
     Nothing is computed from the config's sizes before tensors have confirmed them. Raises InputError naming
     every tensor that is missing, belongs nowhere, is misshaped or doubled.
     """
+    others = [tensor.name for tensor in tensors if tensor.name.startswith(family.others)]
+    tensors = [tensor for tensor in tensors if not tensor.name.startswith(family.others)]
     tensors = _without_wrapper(directory, family, tensors)
-    ignored = [tensor.name for tensor in tensors if OTHER_HEADS.match(tensor.name)]
+    ignored = others + [tensor.name for tensor in tensors if OTHER_HEADS.match(tensor.name)]
     tensors = [tensor for tensor in tensors if not OTHER_HEADS.match(tensor.name)]
     _check_layers(directory, config, tensors)
     rules = [rule for rule in family.rules if rule.when is None or switches[rule.when]]
@@ -102,9 +101,6 @@ def match_tensors(
 
     if (HEAD, None) in fillings and config.tied_embeddings:
         _check_tied(fillings.pop((HEAD, None)).tensor, fillings["embed.W_E", None].tensor)
-    if config.scores_by_layer:
-        for layer in range(config.n_layers):
-            fillings[DIVISOR, layer] = Filling(_divisors(directory, config, layer), DIVISOR_RULE, 0)
     _check_table(family, [rule for rule in rules if rule not in tied], config)
     return fillings, sorted(ignored)
 
@@ -149,19 +145,13 @@ def _check_layers(directory: Path, config: ModelConfig, tensors: list[Tensor]) -
         )
 
 
-def _divisors(directory: Path, config: ModelConfig, layer: int) -> Tensor:
-    """A tensor that config.json stands for: what the scores of a layer's heads are divided by."""
-    values, field = np.full(config.n_heads, layer + 1, np.float32), "scale_attn_by_inverse_layer_idx"
-    return Tensor(field, directory / "config.json", values.shape, "F32", lambda *rows: values[slice(*rows)])
-
-
 def _layers(pattern: str, config: ModelConfig) -> Iterable[int | None]:
     return range(config.n_layers) if "{l}" in pattern else (None,)
 
 
 def _check_table(family: Family, rules: list[Rule], config: ModelConfig) -> None:
     """A table that fills a parameter twice or not at all is a bug of ours."""
-    parameters = set(parameter_shapes(config)) - {DIVISOR}
+    parameters = set(parameter_shapes(config))
     filled = [parameter for rule in rules for parameter in rule.parameters]
     off = {parameter for rule in family.rules if rule.when for parameter in rule.parameters} - set(filled)
     zeros = (off | set(family.zeros)) & parameters

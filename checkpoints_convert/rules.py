@@ -18,14 +18,18 @@ class Rule(NamedTuple):
     `tensor` is its name without the family's prefix; ``{l}`` stands for the layer, ``a|b`` for two
     spellings. `layout` states the stored axes and the parameter's, in the letters of headjax.axes:
     ``"D (3 H K) -> 3 D H K"`` is one matrix that holds three, and its three parts fill the parameters in
-    turn; without such a number every parameter gets the whole. `when` names the field of config.json
-    that says whether the tensor exists; where it does not, its parameters are zeros.
+    turn; in ``"(H|G|G K) D -> D * K"`` they are of different sizes, `*` stands for each one's own letter; of
+    ``"2+P D -> P D"`` the first two rows are not used. Without such parts every parameter gets the whole.
+    `when` names the field of config.json that says whether the tensor exists; where it does not, its
+    parameters are zeros. `plus` is added to what is stored, in float32; `reorder` is the last step.
     """
 
     tensor: str
     parameters: tuple[str, ...]
     layout: str
     when: str | None = None
+    plus: float = 0.0
+    reorder: Callable[[np.ndarray, ModelConfig], np.ndarray] | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Family:
       read_config: takes the fields; returns the config and, by name, the switches that `Rule.when` uses.
       zeros: parameters that the architecture lacks.
       buffers: tensors that are no weights (masks, rotary tables), named like a rule's.
+      others: how the names of tensors begin that belong to what else the file holds (an image's encoder).
     """
 
     prefix: str
@@ -44,6 +49,7 @@ class Family:
     rules: tuple[Rule, ...]
     zeros: tuple[str, ...]
     buffers: tuple[str, ...] = field(default=())
+    others: tuple[str, ...] = field(default=())
 
 
 def axis_sizes(config: ModelConfig) -> dict[str, int]:
@@ -66,21 +72,40 @@ def _stored_axes(layout: str) -> list[list[str]]:
     return [axis.strip("()").split() for axis in re.findall(r"\([^)]*\)|\S+", stored)]
 
 
+def _size(letter: str, sizes: dict[str, int]) -> int:
+    """The size of a stored axis: of one letter, of several side by side (H|G|G), or of more rows (2+P)."""
+    return sum(sizes.get(part) or int(part) for part in re.split(r"[|+]", letter))
+
+
 def stored_shape(layout: str, sizes: dict[str, int]) -> tuple[int, ...]:
     """The shape that the tensor must have in the file."""
-    return tuple(math.prod(sizes[letter] for letter in axis) for axis in _stored_axes(layout))
+    return tuple(math.prod(_size(letter, sizes) for letter in axis) for axis in _stored_axes(layout))
 
 
 def split_layout(values: np.ndarray, layout: str, sizes: dict[str, int], n_parts: int) -> list[np.ndarray]:
     """The parameters' contiguous arrays, from a tensor as stored."""
     letters = [letter for axis in _stored_axes(layout) for letter in axis]
-    wanted = layout.split(" -> ")[1].split()
     # As integers: numpy moves the bytes of its own types faster than those of bfloat16.
-    bits = values.view(f"u{values.itemsize}").reshape([sizes[letter] for letter in letters])
-    arranged = bits.transpose([letters.index(letter) for letter in wanted])
+    bits = values.view(f"u{values.itemsize}").reshape([_size(letter, sizes) for letter in letters])
+    wanted = layout.split(" -> ")[1].split()
+
+    def arrange(part: np.ndarray, letters: list[str]) -> np.ndarray:
+        return part.transpose([letters.index(letter) for letter in wanted])
+
     if wanted[0].isdigit():
-        return [_contiguous(part).view(values.dtype) for part in arranged]
-    return [_contiguous(arranged).view(values.dtype)] * n_parts
+        parts = list(arrange(bits, letters))
+    elif "*" in wanted:
+        at = next(i for i, letter in enumerate(letters) if "|" in letter)
+        ends = np.cumsum([sizes[letter] for letter in letters[at].split("|")])[:-1]
+        parts = [arrange(part, [*letters[:at], "*", *letters[at + 1 :]]) for part in np.split(bits, ends, at)]
+    else:
+        for at, letter in enumerate(letters):
+            if "+" in letter:
+                skipped, letters[at] = letter.split("+")
+                bits = bits[(slice(None),) * at + (slice(int(skipped), None),)]
+        parts = [arrange(bits, letters)]
+    parts = [_contiguous(part).view(values.dtype) for part in parts]
+    return parts if len(parts) > 1 else parts * n_parts
 
 
 def _contiguous(view: np.ndarray) -> np.ndarray:

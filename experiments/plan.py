@@ -7,8 +7,10 @@ each analysis costs it says itself; here it is laid out and held against the dev
 import contextlib
 import math
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -16,15 +18,16 @@ import jax.numpy as jnp
 from experiments.benchmarks.measure import host_rate
 from experiments.check import check_study, display_names, reads_models
 from experiments.config import RunConfig
+from experiments.unseen import find_published, write_published
 from headjax import costs, zoo
 from headjax.analyses.base import Analysis, check_stream, clean_batches
-from headjax.analyses.relation_scores import FIRST_MLP, LAYER
+from headjax.analyses.relation_scores import layer_names
 from headjax.costs import Cost, Machine, parameter_bytes
 from headjax.data.prompts import PromptBatch
 from headjax.engine.mesh import MODEL_AXIS
 from headjax.errors import InputError
 from headjax.io import read_json
-from headjax.model import parameter_shapes
+from headjax.model import first_mlp_names, parameter_shapes
 from headjax.parameters.converted import is_converted, stored_dtypes
 from headjax.study import Compute, Study, study_of
 
@@ -46,16 +49,19 @@ def print_plan(config: RunConfig) -> None:
     print("\n".join(describe_machine(machine, config.compute)))
     refusals, planned = [], 0
     for name in config.models:
-        found = find_study(name, config)
-        if found is None:
-            print(f"\n{name}: config.json is not on this machine, and a plan downloads nothing")
-            continue
-        study, itemsizes = found
-        check_study(study, config)
-        rows = plan_model(study, config.analyses, itemsizes, machine)
-        print(f"\n{describe_model(study, config, itemsizes)}\n{table(rows, machine)}")
-        refusals += refuse(study, config.analyses, itemsizes, machine, rows)
-        planned += 1
+        with tempfile.TemporaryDirectory() as scratch:
+            found = find_study(name, config, Path(scratch))
+            if found is None:
+                print(f"\n{name}: config.json is not on this machine, and a plan downloads nothing")
+                continue
+            study, itemsizes = found
+            check_study(study, config)
+            rows = plan_model(study, config.analyses, itemsizes, machine)
+            print(f"\n{describe_model(study, config, itemsizes)}\n{table(rows, machine)}")
+            if Path(scratch) in study.source.directory.parents:
+                print("its published sizes, for it is not on this machine; a token counted for every word")
+            refusals += refuse(study, config.analyses, itemsizes, machine, rows)
+            planned += 1
     if not planned:
         raise InputError(f"a plan needs config.json of a model; none is here of {', '.join(config.models)}")
     if refusals:
@@ -77,12 +83,19 @@ def find_machine(compute: Compute) -> Machine:
     return Machine(n_devices, mesh.get(MODEL_AXIS, 1), compute.device_memory * GIB, rate, "gpu")
 
 
-def find_study(name: str, config: RunConfig) -> tuple[Study, dict[str, int]] | None:
-    """The model as a run would see it, and each parameter's bytes a number on disk; None: not here."""
+def find_study(name: str, config: RunConfig, scratch: Path) -> tuple[Study, dict[str, int]] | None:
+    """The model as a run would see it, and each parameter's bytes a number on disk; None: not here.
+
+    Of a published model that is not here, as much as is known of it, written into `scratch`.
+    """
     place = zoo.resolve(name, config.checkpoint_dir, config.seed)
     directory = zoo.find_local(place)
     if directory is None:
-        return None
+        fields = find_published(str(place))
+        if fields is None:
+            return None
+        directory = scratch / "model"
+        write_published(fields, config.data, directory)
     study = study_of(
         zoo.Source(directory, str(place), None),
         config.data,
@@ -162,8 +175,8 @@ def streamed_bytes(study: Study) -> float:
 
 def static_bytes(study: Study, on_disk: dict[str, int]) -> float:
     """What relation scores read: embeddings, every layer's W_V and W_O, the first block's MLP."""
-    whole = sum(on_disk.get(name, 0) for name in ("embed.W_E", "unembed.rows", *LAYER))
-    first = sum(on_disk.get(name, 0) for name in FIRST_MLP) / study.config.n_layers
+    whole = sum(on_disk.get(name, 0) for name in ("embed.W_E", "unembed.rows", *layer_names(study.config)))
+    first = sum(on_disk[name] for name in first_mlp_names(study.config)) / study.config.n_layers
     return whole + first * study.rule.first_mlp
 
 

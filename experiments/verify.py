@@ -47,23 +47,51 @@ class Comparison(NamedTuple):
 
 
 class Modules(NamedTuple):
-    """Where transformers keeps the parts of an architecture; those of a layer from the layer on."""
+    """Where transformers keeps the parts of an architecture; those of a layer from the layer on.
+
+    `before_mlp` and `after_mlp` are the norms around the MLP, `after_attention` the one that follows
+    attention; None where there is none. `values` makes the values, in some architectures among others.
+    """
 
     layers: str
     final_norm: str
     output: str
-    mlp_norm: str
+    before_mlp: str | None
+    values: str
+    after_attention: str | None = None
+    after_mlp: str | None = None
 
 
-_LLAMA = Modules("model.layers", "model.norm", "self_attn.o_proj", "post_attention_layernorm")
+_LLAMA = Modules(
+    "model.layers", "model.norm", "self_attn.o_proj", "post_attention_layernorm", "self_attn.v_proj"
+)
+_AROUND = _LLAMA._replace(
+    before_mlp="pre_feedforward_layernorm",
+    after_attention="post_attention_layernorm",
+    after_mlp="post_feedforward_layernorm",
+)
 # transformers' model_type -> its modules.
 MODULES = {
-    "gpt2": Modules("transformer.h", "transformer.ln_f", "attn.c_proj", "ln_2"),
-    "gpt_neox": Modules(
-        "gpt_neox.layers", "gpt_neox.final_layer_norm", "attention.dense", "post_attention_layernorm"
+    "gpt2": Modules("transformer.h", "transformer.ln_f", "attn.c_proj", "ln_2", "attn.c_attn"),
+    "gpt_neo": Modules(
+        "transformer.h", "transformer.ln_f", "attn.attention.out_proj", "ln_2", "attn.attention.v_proj"
     ),
-    "phi": Modules("model.layers", "model.final_layernorm", "self_attn.dense", "input_layernorm"),
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _LLAMA),
+    "gptj": Modules("transformer.h", "transformer.ln_f", "attn.out_proj", "ln_1", "attn.v_proj"),
+    "gpt_neox": Modules(
+        *("gpt_neox.layers", "gpt_neox.final_layer_norm", "attention.dense"),
+        *("post_attention_layernorm", "attention.query_key_value"),
+    ),
+    "phi": Modules(
+        *("model.layers", "model.final_layernorm", "self_attn.dense", "input_layernorm", "self_attn.v_proj")
+    ),
+    "opt": Modules(
+        *("model.decoder.layers", "model.decoder.final_layer_norm", "self_attn.out_proj"),
+        *("final_layer_norm", "self_attn.v_proj"),
+    ),
+    "phi3": _LLAMA._replace(values="self_attn.qkv_proj"),
+    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3", "gemma"), _LLAMA),
+    **dict.fromkeys(("gemma2", "gemma3_text"), _AROUND),
+    **dict.fromkeys(("olmo2", "olmo3"), _AROUND._replace(before_mlp=None)),
 }
 
 
@@ -130,36 +158,65 @@ class Theirs:
         logits = self.run(prompts, gains).logits[:, -1]
         return logits.log_softmax(-1)[torch.arange(len(logits)), torch.tensor(prompts.answers).long()]
 
-    def written(self, head: Head, z: torch.Tensor) -> torch.Tensor:
-        """What one head's output z [B K] writes to the residual stream [B D], without the bias."""
-        project = self.layers[head.layer].get_submodule(self.names.output)
+    def written(self, head: Head, z: torch.Tensor, of_all: torch.Tensor | None = None) -> torch.Tensor:
+        """What one head's output z [B K] writes to the residual stream [B D], without the bias.
+
+        Through the norm after attention, if there is one, at the scale that it has for all heads' outputs
+        `of_all` [B H K], or at scale 1.
+        """
+        block = self.layers[head.layer]
+        project = block.get_submodule(self.names.output)
         alone = torch.zeros(len(z), self.n_heads, z.shape[-1])
         alone[:, head.head] = z
-        return project(alone.flatten(1)) - project(torch.zeros_like(alone).flatten(1))
+        written = project(alone.flatten(1)) - project(torch.zeros_like(alone).flatten(1))
+        if self.names.after_attention is None:
+            return written
+        norm = block.get_submodule(self.names.after_attention)
+        scale = 1.0 if of_all is None else _scale(norm, project(of_all.flatten(1)))
+        return written / scale * _gain(norm)
 
     def read(self, final: torch.Tensor, part: torch.Tensor) -> torch.Tensor:
         """A part [B D] of the final residual through the final norm at the residual's own scale."""
-        norm, final, part = self.final_norm, final.double(), part.double()
-        if hasattr(norm, "variance_epsilon"):  # root mean square
-            scale = (final.square().mean(-1, keepdim=True) + norm.variance_epsilon).sqrt()
-        else:
-            scale = (final.var(-1, keepdim=True, correction=0) + norm.eps).sqrt()
+        norm, part = self.final_norm, part.double()
+        if isinstance(norm, torch.nn.LayerNorm):
             part = part - part.mean(-1, keepdim=True)
-        return part / scale * norm.weight
+        return part / _scale(norm, final.double()) * _gain(norm)
+
+    def first_mlp(self, x: torch.Tensor) -> torch.Tensor:
+        """What the MLP of the first layer writes for a residual."""
+        block = self.layers[0]
+        if self.names.before_mlp is not None:
+            x = block.get_submodule(self.names.before_mlp)(x)
+        x = block.mlp(x) if hasattr(block, "mlp") else block.fc2(block.activation_fn(block.fc1(x)))
+        return x if self.names.after_mlp is None else block.get_submodule(self.names.after_mlp)(x)
 
     def values(self, head: Head) -> torch.Tensor:
         """W_V [D K] that a query head reads, from the module that makes keys and values."""
-        block, family = self.layers[head.layer], self.model.config.model_type
+        family, config = self.model.config.model_type, self.model.config
+        weight = self.layers[head.layer].get_submodule(self.names.values).weight
+        n_kv_heads = getattr(config, "num_key_value_heads", None) or self.n_heads
         if family == "gpt2":
-            weight = block.attn.c_attn.weight
             weight = weight.unflatten(1, (3, self.n_heads, -1))[:, 2]
         elif family == "gpt_neox":
-            weight = block.attention.query_key_value.weight.unflatten(0, (self.n_heads, 3, -1))[:, 2]
-            weight = weight.permute(2, 0, 1)
+            weight = weight.unflatten(0, (self.n_heads, 3, -1))[:, 2].permute(2, 0, 1)
+        elif family == "phi3":  # the last of queries, keys and values
+            weight = weight.unflatten(0, (self.n_heads + 2 * n_kv_heads, -1))[-n_kv_heads:].permute(2, 0, 1)
         else:
-            n_kv_heads = self.model.config.num_key_value_heads
-            weight = block.self_attn.v_proj.weight.unflatten(0, (n_kv_heads, -1)).permute(2, 0, 1)
+            weight = weight.unflatten(0, (n_kv_heads, -1)).permute(2, 0, 1)
         return weight[:, head.head // (self.n_heads // weight.shape[1])]
+
+
+def _scale(norm: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What a norm divides x by."""
+    if isinstance(norm, torch.nn.LayerNorm):
+        return (x.var(-1, keepdim=True, correction=0) + norm.eps).sqrt()
+    eps = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
+    return (x.square().mean(-1, keepdim=True) + eps).sqrt()
+
+
+def _gain(norm: torch.nn.Module) -> torch.Tensor:
+    """What a norm multiplies by; Gemma's stores one less."""
+    return norm.weight + 1 if type(norm).__name__.startswith("Gemma") else norm.weight
 
 
 @torch.no_grad()
@@ -234,13 +291,12 @@ def _relation_scores(study: Study, theirs: Theirs, heads: list[Head]) -> Compari
     shares = relation_scores(
         relation_weights(study.parameters), pairs, rule, vocab_size=study.vocab_size, seed=study.seed
     )
-    embedding = theirs.model.get_input_embeddings().weight
+    embed = theirs.model.get_input_embeddings()
     unembed = theirs.model.get_output_embeddings().weight[: study.vocab_size].double()
-    first = theirs.layers[0]
     beyond = 0
     for r, one in enumerate(pairs):
-        x = embedding[torch.tensor(np.asarray(one.sources)).long()]
-        later = first.mlp(first.get_submodule(theirs.names.mlp_norm)(x)) if rule.first_mlp else x
+        x = embed(torch.tensor(np.asarray(one.sources)).long())
+        later = theirs.first_mlp(x) if rule.first_mlp else x
         for head in heads:
             values = (x if head.layer == 0 else later) @ theirs.values(head)
             logits = theirs.written(head, values).double() @ unembed.T
@@ -268,8 +324,8 @@ def _effects(study: Study, theirs: Theirs, prompts: PromptBatch, heads: list[Hea
     answers = torch.tensor(prompts.answers).long()
     u = theirs.model.get_output_embeddings().weight[answers].double()
     parts = [
-        (theirs.read(run.final, theirs.written(head, run.z[head.layer, :, -1, head.head])) * u).sum(-1)
-        for head in heads
+        (theirs.read(run.final, theirs.written(head, z[:, head.head], z)) * u).sum(-1)
+        for head, z in ((head, run.z[head.layer, :, -1]) for head in heads)
     ]
     with torch.enable_grad():
         gains = torch.ones(shape, requires_grad=True)

@@ -62,19 +62,31 @@ class Rotary:
 class ModelConfig:
     """Sizes and switches of one decoder-only transformer.
 
-    The switches are `norm`, `rotary` (None: learned positions), the MLP's `activation` and `gated_mlp`,
-    `parallel_residual`; `scores_by_layer`: the attention scores of layer l are divided by l + 1
-    (`scale_attn_by_inverse_layer_idx` of some GPT-2 models); `qk_norm`: queries and keys are normed, each
-    head's alone, before they are rotated (Qwen3); `window`: a position sees so many, itself the last of them
-    (Mistral 7B v0.1; None: all before it). A bias that a family lacks is a parameter
-    holding zeros, and a norm shared by attention and MLP is held twice, so neither needs a switch.
+    Attributes:
+      norm, norm_eps: what all norms are: layer norms, or root-mean-square norms.
+      norms: where they stand: "before" attention and MLP, "after" them (OLMo 2), or "around" them (Gemma 2).
+        What is normed after is what attention, or the MLP, adds to the residual stream.
+      qk_norm: queries and keys are normed before they are rotated: those of each "head" alone (Qwen3), or of
+        all heads "joint" (OLMo 2).
+      rotary: rotary position embedding; None: learned positions.
+      rotary_in_window: another one of the layers that see a window (Gemma 3); None: the same.
+      window: a position sees so many, itself the last of them (Mistral 7B v0.1); a tuple has a window, or
+        None, for every layer. None: all before it.
+      score_scale: what products of queries and keys are multiplied by; None: d_head ** -0.5.
+      scores_by_layer: and those of layer l divided by l + 1 (`scale_attn_by_inverse_layer_idx` of GPT-2).
+      soft_cap, logit_cap: no attention score, no logit exceeds it: ``cap * tanh(. / cap)`` (Gemma 2).
+      embedding_scale: token embeddings are multiplied by it (Gemma: the square root of d_model).
+      activation, gated_mlp: of the MLP.
+      parallel_residual: attention and MLP read the same residual.
+      precision: of every matrix product ("highest": float32 means float32 on every device).
+      implementation: the kernels that run (`kernels/<op>/api.py`); None: each op's default. Both are settings
+        of the computation, not of the checkpoint.
 
-    `precision` is the matmul precision of every product ("highest": float32 means float32 on every
-    device) and `implementation` names the kernels that run (`kernels/<op>/api.py`; None: each op's
-    default). Both are settings of the computation, not of the checkpoint.
+    A bias that a family lacks is a parameter holding zeros, and a norm shared by attention and MLP is held
+    twice, so neither needs a switch.
     """
 
-    family: Literal["gpt2", "gpt_neox", "phi", "llama", "qwen2", "qwen3", "mistral"]
+    family: str
     n_layers: int
     n_heads: int
     n_kv_heads: int
@@ -92,9 +104,28 @@ class ModelConfig:
     tied_embeddings: bool
     precision: str = "highest"
     implementation: str | None = None
+    norms: Literal["before", "after", "around"] = "before"
+    qk_norm: Literal["head", "joint"] | None = None
+    rotary_in_window: Rotary | None = None
+    window: int | tuple[int | None, ...] | None = None
+    score_scale: float | None = None
     scores_by_layer: bool = False
-    qk_norm: bool = False
-    window: int | None = None
+    soft_cap: float | None = None
+    logit_cap: float | None = None
+    embedding_scale: float = 1.0
+
+    @property
+    def windows(self) -> tuple[int | None, ...]:
+        """The window of every layer."""
+        return self.window if isinstance(self.window, tuple) else (self.window,) * self.n_layers
+
+    @property
+    def rotaries(self) -> tuple[Rotary, ...]:
+        """The rotary embedding of every layer; none where positions are learned."""
+        if self.rotary is None:
+            return ()
+        local = self.rotary_in_window or self.rotary
+        return tuple(self.rotary if window is None else local for window in self.windows)
 
     def to_json(self) -> str:
         """The config as JSON text; `from_json` reads it back."""
@@ -105,11 +136,14 @@ class ModelConfig:
         """Reads what `to_json` wrote. Raises InputError for anything else."""
         fields = json_object(parse_json(text, "a model's configuration"), "a model's configuration")
         try:
-            if fields["rotary"] is not None:
-                scaling = fields["rotary"].pop("scaling")
-                if scaling is not None:
-                    scaling = _SCALINGS[scaling.get("kind", "llama3")](**scaling)  # once the only kind
-                fields["rotary"] = Rotary(**fields["rotary"], scaling=scaling)
+            for name in ("rotary", "rotary_in_window"):
+                if fields[name] is not None:
+                    scaling = fields[name].pop("scaling")
+                    if scaling is not None:
+                        scaling = _SCALINGS[scaling["kind"]](**scaling)
+                    fields[name] = Rotary(**fields[name], scaling=scaling)
+            if isinstance(fields["window"], list):
+                fields["window"] = tuple(fields["window"])
             return cls(**fields)
         except (AttributeError, KeyError, TypeError) as error:
             raise InputError(f"a model's configuration has the fields that were written; {error}") from error

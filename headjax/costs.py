@@ -16,7 +16,7 @@ from jaxtyping import Int
 from headjax.config import ModelConfig
 from headjax.engine.batches import prompt_chunks
 from headjax.engine.hits import CHUNKS, DRAWS, HELD_LOGITS, SLOTS
-from headjax.engine.mesh import PARAMETER_AXES, SPLIT_AXES
+from headjax.engine.mesh import SPLIT_AXES, parameter_axes
 from headjax.engine.metrics import TILE_LOGITS
 from headjax.engine.variants import HOST_BYTES, fitting_variants, numbers_per_row
 from headjax.model import parameter_shapes
@@ -95,7 +95,7 @@ def parameter_bytes(config: ModelConfig, itemsize: int, parts: int) -> int:
     """Bytes of all parameters on each device where so many share the model (headjax/engine/mesh.py)."""
 
     def own(name: str, shape: tuple[int, ...]) -> int:
-        sizes = zip(PARAMETER_AXES[name].split(), shape, strict=True)
+        sizes = zip(parameter_axes(name, shape), shape, strict=True)
         return math.prod(n // parts if axis in SPLIT_AXES and n % parts == 0 else n for axis, n in sizes)
 
     return itemsize * sum(own(name, shape) for name, shape in parameter_shapes(config).items())

@@ -65,6 +65,8 @@ _MISTRAL = {
     "mistral-small-instruct": "Small-24B-Instruct-2501",
 }
 
+_GEMMA_TUNED = {"": "", "-it": " IT"}
+
 # Alias -> model. The smallest Pythia has no deduplicated twin; asking for it fails at the Hub.
 MODELS: dict[str, Entry] = {
     **{alias: Entry(f"openai-community/{alias}", f"GPT-2 {size}", alias) for alias, size in _GPT2.items()},
@@ -105,6 +107,42 @@ MODELS: dict[str, Entry] = {
     **{
         alias: Entry(f"mistralai/Mistral-{name}", f"Mistral {name.replace('-', ' ')}")
         for alias, name in _MISTRAL.items()
+    },
+    **{
+        f"gemma-{size}{end}": Entry(f"google/gemma-{size}{end}", f"Gemma {size.upper()}{of}")
+        for size in ("2b", "7b")
+        for end, of in _GEMMA_TUNED.items()
+    },
+    **{
+        f"gemma-2-{size}{end}": Entry(f"google/gemma-2-{size}{end}", f"Gemma 2 {size.upper()}{of}")
+        for size in ("2b", "9b", "27b")
+        for end, of in _GEMMA_TUNED.items()
+    },
+    **{
+        f"gemma-3-{size}{end}": Entry(
+            f"google/gemma-3-{size}{end or ('-pt' if size != '270m' else '')}", f"Gemma 3 {size.upper()}{of}"
+        )
+        for size in ("270m", "1b", "4b", "12b", "27b")
+        for end, of in _GEMMA_TUNED.items()
+    },
+    **{
+        f"olmo-2-{size.lower()}{end.lower()}": Entry(
+            f"allenai/OLMo-2-{made}-{size}{end}", f"OLMo 2 {size}{end.replace('-', ' ')}"
+        )
+        for size, made in {"1B": "0425", "7B": "1124", "13B": "1124", "32B": "0325"}.items()
+        for end in _TUNED
+    },
+    "olmo-3-7b": Entry("allenai/Olmo-3-1025-7B", "OLMo 3 7B"),
+    "olmo-3-32b": Entry("allenai/Olmo-3-1125-32B", "OLMo 3 32B"),
+    "phi-3-mini-4k": Entry("microsoft/Phi-3-mini-4k-instruct", "Phi-3 mini"),
+    "gpt-j-6b": Entry("EleutherAI/gpt-j-6b", "GPT-J 6B"),
+    **{
+        f"gpt-neo-{size.lower()}": Entry(f"EleutherAI/gpt-neo-{size}", f"GPT-Neo {size.upper()}")
+        for size in ("125m", "1.3B", "2.7B")
+    },
+    **{
+        f"opt-{size}": Entry(f"facebook/opt-{size}", f"OPT {size.upper()}")
+        for size in ("125m", "1.3b", "2.7b", "6.7b", "13b", "30b")
     },
 }
 

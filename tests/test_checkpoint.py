@@ -20,7 +20,7 @@ from jax.sharding import AxisType, PartitionSpec
 from checkpoints_convert import convert
 from headjax import load_model
 from headjax.config import ModelConfig
-from headjax.engine.mesh import PARAMETER_AXES, parameter_sharding
+from headjax.engine.mesh import PARAMETER_AXES, parameter_axes, parameter_sharding
 from headjax.errors import InputError
 from headjax.model import parameter_shapes
 from headjax.parameters.cache import ensure_converted
@@ -57,8 +57,9 @@ CONFIG = ModelConfig(
     gated_mlp=True,
     parallel_residual=False,
     tied_embeddings=False,
+    norms="around",
+    qk_norm="joint",
     scores_by_layer=True,
-    qk_norm=True,
 )
 TINY = dataclasses.replace(CONFIG, n_layers=1, d_mlp=5, vocab_size=7)
 
@@ -103,7 +104,13 @@ def test_every_parameter_has_axes_and_they_are_its_own():
     shapes = parameter_shapes(CONFIG)
     assert set(shapes) == set(PARAMETER_AXES)
     for name, shape in shapes.items():
+        sizes["N"] = sizes["H" if "q_norm" in name else "G"]
         assert shape == tuple(sizes[letter] for letter in PARAMETER_AXES[name].split())
+    # Where each head is normed alone, there is no axis of heads.
+    alone = parameter_shapes(dataclasses.replace(CONFIG, qk_norm="head"))["blocks.attn.q_norm.scale"]
+    assert parameter_axes("blocks.attn.q_norm.scale", alone)[-1] == "K"
+    mesh = jax.make_mesh((8,), ("model",))
+    assert parameter_sharding("blocks.attn.q_norm.scale", alone, mesh).spec == PartitionSpec(None, None)
 
 
 def test_groups_hold_every_parameter_once():
@@ -249,7 +256,7 @@ def with_header(**changes) -> Callable[[Path], object]:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (with_header(format_version=0), "headjax.json: format version must be 2; got 0; convert again"),
+        (with_header(format_version=0), "headjax.json: format version must be 3; got 0; convert again"),
         (with_header(config={}), "headjax.json: must be as it was written; it is damaged or was edited"),
         (with_header(dtypes={}), "headjax.json: must be as it was written; it is damaged or was edited"),
         (lambda file: file.write_text("{"), "headjax.json: not valid JSON: .*not the header of a converted"),

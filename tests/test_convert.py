@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,16 @@ NAMES = {
     "mistral": "mistral-mqa-window",
     "qwen2": "qwen2-gqa-tied",
     "qwen3": "qwen3-gqa-head-dim-window",
+    "gpt_neo": "gpt_neo-windows",
+    "gptj": "gptj",
+    "opt": "opt",
+    "phi3": "phi3-gqa-window",
+    "gemma": "gemma-mqa",
+    "gemma2": "gemma2-gqa-caps-windows",
+    "gemma3_text": "gemma3-mqa-windows",
+    "gemma3": "gemma3-mqa-windows",
+    "olmo2": "olmo2-gqa",
+    "olmo3": "olmo3-mqa-windows",
 }
 Tensors = dict[str, np.ndarray]
 
@@ -58,10 +69,25 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         if family not in made:
             directory = tmp_path_factory.mktemp(family)
             torch_oracle.save_model(NAMES[family], directory)
+            if family == "gemma3":
+                with_vision(directory)
             made[family] = directory
         return made[family]
 
     return save
+
+
+def with_vision(directory: Path) -> None:
+    """Makes a Gemma 3 that reads and writes text a part of one that sees, as its publisher stores it."""
+    tensors = {f"language_model.{name}": array for name, array in load(directory).items()}
+    tensors["vision_tower.vision_model.encoder.layers.7.mlp.fc1.weight"] = np.ones((3, 5), np.float32)
+    tensors["multi_modal_projector.mm_input_projection_weight"] = np.ones((5, 3), np.float32)
+    save(directory, tensors)
+    text = json.loads((directory / "config.json").read_text())
+    fields = {"model_type": "gemma3", "text_config": text, "vision_config": {"hidden_size": 3}}
+    (directory / "config.json").write_text(
+        json.dumps(fields | {"mm_tokens_per_image": 256, "boi_token_index": 7, "image_token_index": 8})
+    )
 
 
 @pytest.fixture
@@ -120,10 +146,16 @@ def test_a_layout_names_the_axes_of_the_parameters_it_fills():
     for table in FAMILIES.values():
         for rule in table.rules:
             # Fused matrices give every query head its own key/value head: H where it is G elsewhere.
-            letters = rule.layout.split(" -> ")[1].replace("3 ", "").replace("G", "H")
+            letters = rule.layout.split(" -> ")[1].replace("3 ", "").replace("G", "H").split()
             assert len(rule.parameters) == 3 or "3" not in rule.layout
-            for parameter in rule.parameters:
-                assert PARAMETER_AXES[parameter].replace("L ", "").replace("G", "H") == letters
+            parts = re.findall(r"[A-Z]", re.search(r"(\w\|[|\w]*|$)", rule.layout)[0])
+            for i, parameter in enumerate(rule.parameters):
+                own = [parts[i].replace("G", "H") if letter == "*" else letter for letter in letters]
+                if "_norm" in parameter:  # of all heads together, or of each alone
+                    assert own in (["K"], ["H", "K"])
+                else:
+                    axes = PARAMETER_AXES[parameter].replace("L ", "").replace("G", "H").split()
+                    assert axes == own
 
 
 @pytest.mark.parametrize(
@@ -143,6 +175,22 @@ def test_fused_layouts(layout: str, where: Callable):
         assert part.shape == (7, 3, 5)
         for (d, h, k), value in np.ndenumerate(part):
             assert value == stored[where(p, d, h, k)]
+
+
+def test_parts_of_different_sizes_and_rows_that_are_not_used():
+    sizes = {"H": 3, "G": 2, "K": 5, "D": 7, "F": 4, "P": 6}
+    stored = np.arange(35 * 7, dtype=np.float32).reshape(stored_shape("(H|G|G K) D -> D * K", sizes))
+    parts = split_layout(stored, "(H|G|G K) D -> D * K", sizes, 3)
+    assert [part.shape for part in parts] == [(7, 3, 5), (7, 2, 5), (7, 2, 5)]
+    for part, first in zip(parts, (0, 15, 25), strict=True):
+        for (d, h, k), value in np.ndenumerate(part):
+            assert value == stored[first + h * 5 + k, d]
+    stored = np.arange(8 * 7, dtype=np.float32).reshape(stored_shape("F|F D -> D *", sizes))
+    for part, first in zip(split_layout(stored, "F|F D -> D *", sizes, 2), (0, 4), strict=True):
+        np.testing.assert_array_equal(part, stored[first : first + 4].T)
+    stored = np.arange(8 * 7, dtype=np.float32).reshape(stored_shape("2+P D -> P D", sizes))
+    (rows,) = split_layout(stored, "2+P D -> P D", sizes, 1)
+    np.testing.assert_array_equal(rows, stored[2:])
 
 
 # --- the hub's files ----------------------------------------------------------------------------------
@@ -502,9 +550,17 @@ BAD_INPUTS = {
     "model_type is no text": (config_fields(model_type=["gpt2"]), "model_type must be one of gpt2, "),
     "unknown model_type": (
         config_fields(model_type="bert"),
-        "config.json: model_type must be one of gpt2, gpt_neox, phi, llama, mistral, qwen2, qwen3; "
-        "got 'bert'",
+        "config.json: model_type must be one of gpt2, gpt_neo, gptj, gpt_neox, opt, phi, phi3, llama, "
+        "mistral, qwen2, qwen3, gemma, gemma2, gemma3_text, gemma3, olmo2, olmo3; got 'bert'",
     ),
+    "latent attention": (
+        config_fields(model_type="deepseek_v3"),
+        r"got 'deepseek_v3': its heads share one compressed key and value \(multi-head latent attention\)",
+    ),
+    "an encoder and a decoder": (config_fields(model_type="t5"), "got 't5': an encoder and a decoder; here"),
+    "an encoder": (config_fields(model_type="roberta"), "got 'roberta': an encoder, which does not predict"),
+    "no heads": (config_fields(model_type="mamba2"), "got 'mamba2': it has no attention heads"),
+    "experts": (config_fields(model_type="qwen3_moe"), "got 'qwen3_moe': a mixture of experts, which is not"),
     "unknown field": (
         config_fields(alibi=True, window=None, depth_scale=0.5),
         "config.json: a field that is not understood may change the model; ignore_fields=alibi,depth_scale "
@@ -554,7 +610,7 @@ MISFITS = [
     (
         "phi",
         {"rope_scaling": {"type": "dynamic", "factor": 2.0}, "rope_parameters": None},
-        "rope_scaling.rope_type must be one of default, linear, llama3, yarn; got 'dynamic'",
+        "rope_scaling.rope_type must be one of default, linear, llama3, longrope, yarn; got 'dynamic'",
     ),
     (
         "gpt_neox",

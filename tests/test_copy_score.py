@@ -18,11 +18,6 @@ from tests.helpers.twins import twins
 
 N = 61
 TOP_K = 5
-FINAL_NORM = {
-    "gpt2": "transformer.ln_f",
-    "gpt_neox": "gpt_neox.final_layer_norm",
-    "phi": "model.final_layernorm",
-}
 
 
 @torch.no_grad()
@@ -30,8 +25,12 @@ def slow_copy_scores(model, names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The least and the largest shares [2 L H] that rounding allows. Edits the model."""
     family = model.config.model_type
     layers = model.get_submodule(torch_oracle._LAYERS[family])
-    if family == "gpt2":
-        model.transformer.wpe.weight.zero_()  # a name stands anywhere
+    positions = {
+        **dict.fromkeys(("gpt2", "gpt_neo"), "transformer.wpe"),
+        "opt": "model.decoder.embed_positions",
+    }
+    if family in positions:
+        model.get_submodule(positions[family]).weight.zero_()  # a name stands anywhere
 
     # The state after the first block of a text that is the name alone.
     state = {}
@@ -47,7 +46,7 @@ def slow_copy_scores(model, names: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         handle.remove()
 
     _, _, W_O, _ = theirs_of_relation_scores(model)
-    norm = model.get_submodule(FINAL_NORM.get(family, "model.norm"))
+    norm = torch_oracle.final_norm(model)
     found = []
     for sign in (1, -1):
         for layer, outputs in enumerate(W_O):

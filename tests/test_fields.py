@@ -13,7 +13,6 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 import headjax
 from checkpoints_convert import convert
 from checkpoints_convert.engine import open_source, read_source_config
-from checkpoints_convert.families import FAMILIES
 from checkpoints_convert.fields import NO_EFFECT, OFF
 from headjax.config import LinearScaling, ModelConfig, Rotary, YarnScaling
 from headjax.errors import InputError
@@ -50,6 +49,16 @@ SIZES = {
         "hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 3, "intermediate_size": 70,
         "vocab_size": 31, "num_key_value_heads": 2,
     },
+    **{
+        family: {
+            "hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 3, "intermediate_size": 70,
+            "vocab_size": 31, "num_key_value_heads": 2,
+        }
+        for family in ("phi3", "gemma", "gemma2", "gemma3_text", "olmo2", "olmo3")
+    },
+    "gptj": {"n_embd": 256, "n_head": 2, "n_layer": 3, "vocab_size": 31},
+    "gpt_neo": {"hidden_size": 64, "num_heads": 2, "num_layers": 24, "vocab_size": 31},
+    "opt": {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 3, "vocab_size": 31},
 }  # fmt: skip
 THEIRS = {
     "gpt2": transformers.GPT2Config,
@@ -59,6 +68,15 @@ THEIRS = {
     "qwen2": transformers.Qwen2Config,
     "qwen3": transformers.Qwen3Config,
     "mistral": transformers.MistralConfig,
+    "phi3": transformers.Phi3Config,
+    "gemma": transformers.GemmaConfig,
+    "gemma2": transformers.Gemma2Config,
+    "gemma3_text": transformers.Gemma3TextConfig,
+    "olmo2": transformers.Olmo2Config,
+    "olmo3": transformers.Olmo3Config,
+    "gptj": transformers.GPTJConfig,
+    "gpt_neo": transformers.GPTNeoConfig,
+    "opt": transformers.OPTConfig,
 }
 
 
@@ -76,7 +94,7 @@ def read(tmp_path: Path):
 # --- defaults -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THEIRS)
 def test_a_field_that_is_absent_has_transformers_default(family: str, read):
     """transformers writes every default out; without them we must read the same."""
     explicit = THEIRS[family](**SIZES[family]).to_dict()
@@ -90,23 +108,39 @@ def test_a_field_that_is_absent_has_transformers_default(family: str, read):
     assert config.tied_embeddings == theirs.tie_word_embeddings
     assert config.n_kv_heads == getattr(theirs, "num_key_value_heads", None) or config.n_heads
     eps = ("layer_norm_epsilon", "layer_norm_eps", "rms_norm_eps")
-    assert config.norm_eps == next(getattr(theirs, name) for name in eps if hasattr(theirs, name))
-    if config.rotary is not None:
-        rope = theirs.rope_parameters
-        assert config.rotary.theta == rope["rope_theta"]
-        assert config.rotary.dim == config.d_head * rope.get("partial_rotary_factor", 1)
-        assert config.rotary.scaling is None
+    # OPT's is that of torch's layer norm.
+    assert config.norm_eps == next((getattr(theirs, name) for name in eps if hasattr(theirs, name)), 1e-5)
+    if family == "gptj":
+        assert config.rotary == Rotary(theirs.rotary_dim, 10_000.0)
+    elif config.rotary is not None:
+        both = theirs.rope_parameters
+        of_kind = both if config.rotary_in_window else {"full_attention": both}
+        ours = {"full_attention": config.rotary, "sliding_attention": config.rotary_in_window}
+        for kind, rope in of_kind.items():
+            assert ours[kind].theta == rope["rope_theta"]
+            assert ours[kind].dim == config.d_head * rope.get("partial_rotary_factor", 1)
+            assert ours[kind].scaling is None
+    if hasattr(theirs, "layer_types"):
+        window = {"full_attention": None, "sliding_attention": theirs.sliding_window}
+        assert config.windows == tuple(window[kind] for kind in theirs.layer_types)
+    scalar = getattr(theirs, "query_pre_attn_scalar", None)
+    assert config.score_scale == (1.0 if family == "gpt_neo" else scalar and scalar**-0.5)
+    assert config.logit_cap == getattr(theirs, "final_logit_softcapping", None)
+    assert config.soft_cap == getattr(theirs, "attn_logit_softcapping", None)
     for name, on in switches.items():
         assert on == getattr(theirs, name)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", THEIRS)
 def test_no_default_is_taken_where_a_field_is_given(family: str, read):
     """Every field that has a default is read, and changes what is read."""
     bare = read(family, **SIZES[family])
     llama_like = {
         "max_position_embeddings": 99, "rms_norm_eps": 0.5, "rope_theta": 77.0, "hidden_act": "relu",
         "tie_word_embeddings": True, "num_key_value_heads": 1,
+    }  # fmt: skip
+    gemma = {name: value for name, value in llama_like.items() if name != "hidden_act"} | {
+        "hidden_activation": "relu", "tie_word_embeddings": False, "head_dim": 16, "attention_bias": True,
     }  # fmt: skip
     others = {
         "gpt2": {
@@ -131,7 +165,36 @@ def test_no_default_is_taken_where_a_field_is_given(family: str, read):
         "mistral": {**llama_like, "sliding_window": None, "head_dim": 16},
         "qwen2": llama_like,
         "qwen3": {**llama_like, "head_dim": 16, "attention_bias": True},
+        "phi3": {**llama_like, "head_dim": 16, "sliding_window": 7, "partial_rotary_factor": 0.5},
+        "gemma": {**llama_like, "tie_word_embeddings": False, "head_dim": 16, "attention_bias": True},
+        "gemma2": {
+            **gemma, "query_pre_attn_scalar": 99, "attn_logit_softcapping": 7.0, "sliding_window": 7,
+            "final_logit_softcapping": None, "layer_types": ["full_attention"] * 3,
+        },
+        "gemma3_text": {
+            **gemma, "query_pre_attn_scalar": 99, "final_logit_softcapping": 8.0, "sliding_window": 7,
+            "sliding_window_pattern": 2, "rope_local_base_freq": 78.0,
+        },
+        "olmo2": {**llama_like, "attention_bias": True, "head_dim": 16},
+        "olmo3": {
+            **llama_like, "rope_theta": 500_000, "attention_bias": True, "head_dim": 16, "sliding_window": 7,
+            "rope_parameters": {"sliding_attention": {"rope_type": "default", "rope_theta": 77.0}},
+        },
+        "gptj": {
+            "n_inner": 50, "n_positions": 99, "layer_norm_epsilon": 0.5, "activation_function": "gelu",
+            "tie_word_embeddings": True, "rotary_dim": 32,
+        },
+        "gpt_neo": {
+            "intermediate_size": 50, "max_position_embeddings": 99, "layer_norm_epsilon": 0.5,
+            "activation_function": "gelu", "tie_word_embeddings": False, "window_size": 7,
+            "attention_types": [[["global"], 24]],
+        },
+        "opt": {
+            "ffn_dim": 50, "max_position_embeddings": 99, "activation_function": "gelu", "enable_bias": False,
+            "tie_word_embeddings": False,
+        },
     }  # fmt: skip
+    others["olmo3"].pop("rope_theta")  # stands in rope_parameters
     readings = [read(family, **SIZES[family] | {name: value}) for name, value in others[family].items()]
     assert all(reading != bare for reading in readings)
     assert len({str(reading) for reading in readings}) == len(readings)
@@ -271,6 +334,7 @@ LEFT_OFF = """
     "scale_attn_weights": (True,),
     "scale_emb": (1,),
     "use_alibi": (False,),
+    "use_bidirectional_attention": (False,),
     "use_mrope": (False,),
     "use_mup": (False,),
     "use_qk_norm": (False,),
@@ -342,15 +406,18 @@ WINDOWS = {
     ),
 }  # fmt: skip
 MIXED_WINDOWS = {
-    "by number": {"use_sliding_window": True, "sliding_window": 17, "max_window_layers": 1},
-    "by name": {
-        "use_sliding_window": True,
-        "sliding_window": 17,
-        "layer_types": ["full_attention", "sliding_attention", "full_attention"],
-    },
-    "one that is off": {"layer_types": ["sliding_attention"] * 3},
-    "another kind": {"layer_types": ["linear_attention"] * 3},
-}
+    "by number": (
+        {"use_sliding_window": True, "sliding_window": 17, "max_window_layers": 1}, (None, 17, 17)
+    ),
+    "by name": (
+        {
+            "use_sliding_window": True,
+            "sliding_window": 17,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        },
+        (None, 17, None),
+    ),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", WINDOWS)
@@ -366,15 +433,29 @@ def test_windows_of_attention(name: str, read):
 
 @pytest.mark.parametrize("name", MIXED_WINDOWS)
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
-def test_windows_that_differ_by_layer_are_refused(family: str, name: str, read):
-    with pytest.raises(InputError, match="layer_types must be full_attention in all layers or, where"):
-        read(family, **SIZES[family], **MIXED_WINDOWS[name])
+def test_windows_that_differ_by_layer(family: str, name: str, read):
+    fields, windows = MIXED_WINDOWS[name]
+    config, _ = read(family, **SIZES[family], **fields)
+    assert config.window == windows
+    assert ModelConfig.from_json(config.to_json()) == config
+    theirs = THEIRS[family](**SIZES[family], **fields)
+    kinds = {"full_attention": None, "sliding_attention": theirs.sliding_window}
+    assert windows == tuple(kinds[kind] for kind in theirs.layer_types)
 
 
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"layer_types": "full_attention"}, "layer_types must be a list of names; got 'full_attention'"),
+        (
+            {"layer_types": "full_attention"},
+            "layer_types must be a list of 3, of full_attention and sliding_attention; got 'full",
+        ),
+        ({"layer_types": ["linear_attention"] * 3}, "layer_types must be a list of 3, of full_attention and"),
+        ({"layer_types": ["full_attention"] * 4}, "layer_types must be a list of 3, of full_attention and"),
+        (
+            {"layer_types": ["sliding_attention"] * 3},
+            "layer_types must be full_attention where no sliding_window is set; got",
+        ),
         ({"max_window_layers": -1}, "max_window_layers must be a whole number; got -1"),
         ({"max_window_layers": 2.5}, "max_window_layers must be a whole number; got 2.5"),
         ({"use_sliding_window": True, "sliding_window": 0}, "sliding_window must be a positive integer"),
@@ -469,7 +550,11 @@ def test_rotary_frequencies_are_transformers(name: str, family: str, read):
         ({"type": "dynamic", "factor": 2.0}, "rope_scaling.rope_type must be one of .*yarn; got 'dynamic'"),
         (
             {"type": "longrope", "short_factor": [1.0], "long_factor": [2.0]},
-            "rope_scaling.rope_type must be one of default, linear, llama3, yarn; got 'longrope'",
+            "rope_scaling.long_factor must be 1 throughout: others make longrope depend on the prompt",
+        ),
+        (
+            {"type": "su", "short_factor": [1.0], "long_factor": [1.0]},
+            "rope_type must be one of .*; got 'su'",
         ),
         (
             {"type": "linear", "factor": 2.0, "alpha": 3},
@@ -593,3 +678,69 @@ def test_sizes_are_held_against_tensors_before_they_are_used(
         open_source(odd, ["alibi", "depth"])
     with pytest.raises(InputError, match=message):
         convert(odd, odd.parent / "out", ignore_fields=["alibi", "depth"])
+
+
+# --- families -----------------------------------------------------------------------------------------
+
+
+def test_a_gemma_3_that_sees_is_read_as_the_part_that_reads_text(read):
+    """The 4B's own config.json: what it does not say, transformers takes from its defaults."""
+    text = {
+        "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+    }  # fmt: skip
+    others = {"vision_config": {"hidden_size": 1152}, "mm_tokens_per_image": 256, "boi_token_index": 255999}
+    config, _ = read("gemma3", text_config=text, **others)
+    theirs = transformers.Gemma3TextConfig(**text)
+    assert (config.n_heads, config.n_kv_heads, config.d_head) == (8, 4, 256)
+    assert config.vocab_size == theirs.vocab_size == 262_208
+    assert config.rotary == Rotary(256, 1e6, LinearScaling(8.0))
+    assert config.rotary_in_window == Rotary(256, 1e4)
+    assert [layer for layer in range(34) if config.windows[layer] is None] == [5, 11, 17, 23, 29]
+    assert config.embedding_scale == 2560**0.5
+    with pytest.raises(InputError, match=r"ignore_fields=text_config\.alibi treats it as absent"):
+        read("gemma3", text_config=text | {"alibi": True}, **others)
+    with pytest.raises(
+        InputError, match=r"ignore_fields=text_config\.rope_scaling\.alpha treats it as absent"
+    ):
+        read("gemma3", text_config=text | {"rope_scaling": text["rope_scaling"] | {"alpha": 2}}, **others)
+
+
+def test_the_first_files_of_gemma_say_gelu_and_mean_its_approximation(read):
+    bare = read("gemma", **SIZES["gemma"])
+    for fields in ({"hidden_act": "gelu"}, {"hidden_act": "gelu", "hidden_activation": None}):
+        assert read("gemma", **SIZES["gemma"], **fields) == bare
+    assert bare[0].activation == "gelu_tanh"
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "message"),
+    [
+        ("opt", {"do_layer_norm_before": False}, "got do_layer_norm_before=False"),
+        ("opt", {"word_embed_proj_dim": 32}, r"got word_embed_proj_dim=32 \(64 is understood\)"),
+        ("gptj", {"rotary_dim": 7}, "rotary_dim must be an even part of 128; got 7"),
+        (
+            "gpt_neo",
+            {"attention_types": [[["global", "none"], 12]]},
+            "must be global or local for each of 24",
+        ),
+        ("gpt_neo", {"attention_types": [[["global"], 10**9]]}, "must be global or local for each of 24"),
+        ("olmo3", {"rope_theta": 10000.0}, "rope_theta must be 500000, or stand in rope_parameters"),
+        ("gemma2", {"sliding_window": None}, "layer_types must be full_attention where no sliding_window"),
+        ("gemma3_text", {"sliding_window_pattern": 0}, "sliding_window_pattern must be a positive whole"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "got attn_logit_softcapping=50.0"),
+        (
+            "phi3",
+            {"rope_scaling": {"type": "longrope", "short_factor": [1.1], "long_factor": [1]}},
+            "must be 1",
+        ),
+    ],
+)
+def test_what_a_family_cannot_be_is_refused(family: str, fields: dict, message: str, read):
+    with pytest.raises(InputError, match=message):
+        read(family, **SIZES[family], **fields)
+
+
+def test_longrope_whose_factors_are_one_is_none(read):
+    rope = {"type": "longrope", "short_factor": [1.0] * 16, "long_factor": [1] * 16}
+    assert read("phi3", **SIZES["phi3"], rope_scaling=rope) == read("phi3", **SIZES["phi3"])

@@ -16,6 +16,7 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh
 
+from checkpoints_convert.published import published_config
 from experiments import plan
 from experiments.config import RunConfig
 from experiments.run import run
@@ -35,6 +36,8 @@ from headjax.engine.mesh import parameter_sharding
 from headjax.engine.prefill import prefill
 from headjax.errors import InputError
 from headjax.model import Transformer, parameter_shapes
+from headjax.study import Data
+from headjax.zoo import MODELS
 from tests.helpers import tiny_tokenizers
 from tests.helpers.random_prompts import random_prompts
 from tests.helpers.runs import altered
@@ -214,7 +217,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
 
 @pytest.mark.slow
 def test_every_program_of_a_run_is_planned(config: RunConfig, count_compiles):
-    study, itemsizes = plan.find_study(config.model, config)
+    study, itemsizes = plan.find_study(config.model, config, Path())
     rows = plan.plan_model(study, config.analyses, itemsizes, plan.find_machine(config.compute))
     planned = Counter(program[0] for row in rows for program in row.cost.programs)
     jax.clear_caches()
@@ -226,7 +229,7 @@ def test_every_program_of_a_run_is_planned(config: RunConfig, count_compiles):
 
 
 def test_bytes_read_are_the_parameters_once_and_what_relation_scores_read(config: RunConfig):
-    study, itemsizes = plan.find_study(config.model, config)
+    study, itemsizes = plan.find_study(config.model, config, Path())
     machine = plan.find_machine(config.compute)
     first, second, *others = plan.plan_model(study, config.analyses, itemsizes, machine)
     c = study.config
@@ -247,7 +250,8 @@ def test_no_device_is_touched_and_no_weight_is_there_to_be_read(config: RunConfi
     fields |= {"vocab_size": len(tokenizer), "torch_dtype": "float16"}
     (directory / "config.json").write_text(json.dumps(fields))
     arguments = [
-        *(f"--config={ROOT}/experiments/configs/sweeps.py", f"--config.model={directory},llama-3.1-70b"),
+        f"--config={ROOT}/experiments/configs/sweeps.py",
+        f"--config.model={directory},gemma-3-270m,somebody/tuned",
         *(
             f"--config.data.relations_dir={config.data.relations_dir}",
             "--config.min_pairs=3",
@@ -265,7 +269,9 @@ def test_no_device_is_touched_and_no_weight_is_there_to_be_read(config: RunConfi
     assert done.returncode == 0, done.stderr
     assert "unconverted: 5 layers of 3 heads" in done.stdout
     assert all(analysis in done.stdout for analysis in config.analyses)
-    assert "llama-3.1-70b: config.json is not on this machine" in done.stdout
+    assert "somebody/tuned: config.json is not on this machine" in done.stdout
+    assert "Gemma 3 270M: 18 layers of 4 heads, 268," in done.stdout
+    assert "its published sizes, for it is not on this machine; a token counted for every word" in done.stdout
     assert {file.name for file in tmp_path.iterdir()} == {"unconverted"}
 
 
@@ -275,7 +281,7 @@ def test_no_device_is_touched_and_no_weight_is_there_to_be_read(config: RunConfi
 def test_a_run_that_cannot_fit_is_told_what_would_make_it(config: RunConfig, capsys):
     """Half of what it needs: what is offered is tried, and does fit."""
     ablation = altered(config, analyses=("head_ablation",), batch_size=8, variant_batch=15, mesh=None)
-    study, itemsizes = plan.find_study(config.model, ablation)
+    study, itemsizes = plan.find_study(config.model, ablation, Path())
     machine = plan.find_machine(ablation.compute)
     row, _ = plan.plan_model(study, ablation.analyses, itemsizes, machine)
     logits = costs.logit_bytes("gpu") - costs.logit_bytes("cpu")
@@ -295,7 +301,7 @@ def test_a_run_that_cannot_fit_is_told_what_would_make_it(config: RunConfig, cap
 
 
 def test_more_devices_on_model_are_offered_where_the_parameters_are_too_many(config: RunConfig):
-    study, itemsizes = plan.find_study(config.model, altered(config, dtype="bfloat16"))
+    study, itemsizes = plan.find_study(config.model, altered(config, dtype="bfloat16"), Path())
     large = dataclasses.replace(study, config=LLAMA_70B)
     itemsizes = dict.fromkeys(parameter_shapes(LLAMA_70B), 2)
     machine = plan.Machine(1, 1, 80 * 2**30, 400e12, "gpu")
@@ -312,15 +318,15 @@ def test_more_devices_on_model_are_offered_where_the_parameters_are_too_many(con
 
 
 def test_a_model_that_is_not_here_gives_one_line(config: RunConfig):
-    missing = altered(config, model="pythia-2.8b-deduped")
-    with pytest.raises(InputError, match=r"needs config\.json of a model; none is here of pythia-2\.8b"):
+    missing = altered(config, model="somebody/pythia-2.8b-tuned")
+    with pytest.raises(InputError, match=r"needs config\.json of a model; none is here of somebody/pythia-2"):
         plan.print_plan(missing)
     with pytest.raises(InputError, match="gpt3"):
         plan.print_plan(altered(config, model="gpt3"))
 
 
 def test_the_clean_run_is_planned_and_runs_last(config: RunConfig, model):
-    study, itemsizes = plan.find_study(config.model, config)
+    study, itemsizes = plan.find_study(config.model, config, Path())
     machine = plan.find_machine(config.compute)
     rows = plan.plan_model(study, config.analyses, itemsizes, machine)
     assert [row.analysis for row in rows] == [*config.analyses, "clean run"]
@@ -336,3 +342,20 @@ def test_the_clean_run_is_planned_and_runs_last(config: RunConfig, model):
     assert costs.clean_run(SMALL, Prompts(1, B, S=PROMPTS.tokens.shape[1]), 4, "cpu").flops == pytest.approx(
         counted, rel=0.01
     )
+
+
+def test_every_published_model_is_planned_where_it_is_not(tmp_path: Path):
+    """By alias or id; all words of all relations are tokens, so that no pair is left out."""
+    for i, name in enumerate(("qwen2.5-7b", "google/gemma-2-9b-it", "pythia-12b-deduped", "opt-30b")):
+        config = RunConfig(name, analyses=("relation_scores", "head_ablation"), data=Data(prompts="ioi"))
+        study, itemsizes = plan.find_study(name, config, tmp_path / str(i))
+        assert [pairs.relation.id for pairs in study.pairs][:2] == ["copying", "name_copying"]
+        assert study.task_batch("ioi").tokens.shape[0] == 100
+        assert set(itemsizes.values()) == {2}
+        rows = plan.plan_model(study, config.analyses, itemsizes, plan.find_machine(config.compute))
+        assert all(row.cost.flops > 1e12 for row in rows)
+
+
+def test_every_alias_has_its_published_sizes():
+    unknown = {alias for alias in MODELS if published_config(alias) is None}
+    assert not unknown

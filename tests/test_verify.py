@@ -1,6 +1,7 @@
 """`headjax verify`: headjax and torch agree about models that come along; where they do not, it is said."""
 
 import dataclasses
+import json
 import sys
 
 import pytest
@@ -11,6 +12,7 @@ from experiments.run import open_model
 from experiments.verify import N_HEADS, comparison_table, verify
 from headjax.errors import InputError
 from headjax.study import Study
+from tests.helpers import tiny_tokenizers, torch_oracle
 
 ROWS = [
     *("logits", "z of every head", "attention patterns", "hits of relation scores"),
@@ -36,6 +38,29 @@ def test_it_agrees_with_torch(name: str, tmp_path):
     hits = compared[ROWS.index("hits of relation scores")]
     assert hits.n_numbers % N_HEADS == 0
     assert 0 < max(one.difference for one in compared) < 1e-4
+
+
+# Whose heads read and write otherwise than those of the models that come along.
+FAMILIES = (
+    *("phi3-gqa-window", "gemma-mqa", "gemma2-gqa-caps-windows", "gemma3-mqa-windows", "olmo2-gqa"),
+    *("olmo3-mqa-windows", "gptj", "gpt_neo-windows", "opt"),
+)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_it_agrees_with_torch_on_every_family(name: str, tmp_path):
+    """A random model of each, with a tokenizer of its own; prompts are longer than its windows."""
+    torch_oracle.save_model(name, tmp_path / "model")
+    names = [first + second for first in "bdfgklmn" for second in "aeiou"]
+    tiny_tokenizers.whole_words(" ".join(names)).save_pretrained(tmp_path / "model")
+    pairs = list(zip(names, names[::-1], strict=True))
+    (tmp_path / "relations").mkdir()
+    (tmp_path / "relations" / "reversed.json").write_text(json.dumps(pairs))
+    fields = {"relations_dir": str(tmp_path / "relations"), "min_pairs": "5", "top_k": "20"}
+    fields["templates"] = f'["{" ".join(names[:6])} <X> {names[7]}"]'
+    compared = verify(opened(str(tmp_path / "model"), tmp_path / "cache", **fields))
+    assert [one.what for one in compared] == ROWS
+    assert all(one.agrees for one in compared), comparison_table(compared)
 
 
 def test_the_command_says_where_a_model_differs(tmp_path, capsys, monkeypatch):

@@ -132,7 +132,7 @@ def _attention_to_targets(
     targets = _targets(jnp.asarray(tokens), valid)
 
     def layer(x: Residual, block: Block) -> tuple[Residual, Float[Array, "B 3 H"]]:
-        q, k, v = block.attn.project(block.ln1(x), positions)
+        q, k, v = block.project(x, positions)
         pattern = block.attn.pattern(q, k, valid)
         paid = jnp.einsum("bhst,bpst->bph", pattern, targets.astype(pattern.dtype), precision="highest")
         return block.finish(x, block.attn.attend(q, k, v, valid)), paid

@@ -11,6 +11,7 @@ Which of the details the paper leaves open are chosen how:
   position embedding is added where positions are learned: a name stands anywhere.
 - The head reads the state as it reads any: through its own layer's norm, and its value bias is added. The
   released code does so too (a norm there, with the weights of each layer's norm folded into W_V). b_O is out.
+  Where a norm follows attention, its gain is taken at unit scale; logits are not capped: ranks are the same.
 - Layer 0's heads are given the same state, although in the model they never see it.
 - A name is among the top 5 if fewer than 5 logits are strictly greater than its own.
 """
@@ -36,7 +37,17 @@ from headjax.errors import InputError, shown
 from headjax.grid import SUPPRESSION, GridSet
 from headjax.inputs import as_array, check_ids
 from headjax.kernels import dispatch
-from headjax.model import Block, Norm, abstract_model, fill, one_block, parameter_shapes
+from headjax.model import (
+    Block,
+    Norm,
+    abstract_model,
+    fill,
+    one_block,
+    parameter_shapes,
+    scaled_embedding,
+    unit_W_O,
+    write_names,
+)
 from headjax.parameters import Parameters, each_layer, unembedding
 from headjax.report.drawing import figure_path
 from headjax.report.options import Report
@@ -45,10 +56,6 @@ from headjax.study import Data, Study
 
 TOP_K = 5
 HEADS_AT_ONCE = 4  # whose logits of all names are held together
-LAYER = (
-    *("blocks.ln1.scale", "blocks.ln1.bias"),
-    *("blocks.attn.W_V", "blocks.attn.b_V", "blocks.attn.W_O"),
-)
 
 
 class Readout(NamedTuple):
@@ -60,9 +67,10 @@ class Readout(NamedTuple):
 
 
 class Reader(NamedTuple):
-    """What a layer's heads do with a residual: norm, W_V [D G K], b_V [G K], W_O [H K D]."""
+    """What a layer's heads do with a residual: the norm before them, if any, W_V, b_V and W_O, with the gain
+    of the norm after attention, if any."""
 
-    norm: Norm
+    norm: Norm | None
     W_V: Float[Array, "D G K"]
     b_V: Float[Array, "G K"]
     W_O: Float[Array, "H K D"]
@@ -90,12 +98,18 @@ def copy_weights(parameters: Parameters) -> CopyWeights:
     names = {"embed.W_E", "ln_final.scale", "ln_final.bias", unembedding(config), "unembed.b_U"}
     outer = parameters.read(sorted(names), dtype=jnp.float32)
     of_block = [name for name in parameter_shapes(config) if name.startswith("blocks.")]
+    norm = [name for name in of_block if name.startswith("blocks.ln1.")]
+    of_layer = (*norm, "blocks.attn.W_V", "blocks.attn.b_V", *write_names(config))
     return CopyWeights(
-        outer["embed.W_E"],
-        one_block(config, parameters.read(of_block, 0, jnp.float32)),
+        scaled_embedding(config, outer["embed.W_E"]),
+        one_block(config, parameters.read(of_block, 0, jnp.float32), 0),
         (
-            Reader(fill(abstract.ln_final, own, "blocks.ln1."), *(own[name] for name in LAYER[2:]))
-            for own in each_layer(parameters, LAYER, jnp.float32)
+            Reader(
+                fill(abstract.ln_final, own, "blocks.ln1.") if norm else None,
+                *(own[name] for name in ("blocks.attn.W_V", "blocks.attn.b_V")),
+                unit_W_O(config, own),
+            )
+            for own in each_layer(parameters, of_layer, jnp.float32)
         ),
         Readout(
             fill(abstract.ln_final, outer, "ln_final."), outer[unembedding(config)], outer["unembed.b_U"]
@@ -153,7 +167,8 @@ def _layer_hits(
 ) -> Bool[Array, "H 2 N"]:
     """Which names every head of a layer returns, plain and negated."""
     dispatch.note("copy_score", "xla", precision)
-    z = jnp.einsum("nd,dgk->gnk", reader.norm(x), reader.W_V, precision=precision) + reader.b_V[:, None]
+    read = x if reader.norm is None else reader.norm(x)
+    z = jnp.einsum("nd,dgk->gnk", read, reader.W_V, precision=precision) + reader.b_V[:, None]
     # Query head h reads key/value head h // (H / G).
     z = jnp.repeat(z, reader.W_O.shape[0] // z.shape[0], axis=0)
 

@@ -161,10 +161,11 @@ def _prompt_hits(
         Stage(rows, jnp.tile(slots[:, i], 2), largest) for i, (rows, largest) in enumerate(vocabularies)
     )
 
-    def layer(inputs: tuple[Array, Array, Array]) -> tuple[Array, Array]:
-        return layer_hits(config, *inputs, stages, top_k)
+    def layer(inputs: tuple[Array, Array, Block]) -> tuple[Array, Array]:
+        z, values, block = inputs
+        return layer_hits(config, z, values, block.writes[0], stages, top_k)
 
-    hits, finite = jax.lax.map(layer, (run.z[:, :, 0], source_values, model.W_O))
+    hits, finite = jax.lax.map(layer, (run.z[:, :, 0], source_values, model.blocks))
     finite = finite.all(axis=0) & jnp.isfinite(run.residual[-1]).all(axis=(1, 2))
     return jnp.moveaxis(hits, 0, 1), finite
 
@@ -235,7 +236,7 @@ def _head_hits(
     """Hits of the kinds in KINDS, and whether the numbers behind them were finite."""
     values = run.v[jnp.arange(len(sources)), sources]
     stages = tuple(stage._replace(target=jnp.tile(stage.target, 2)) for stage in stages)
-    hits, finite = layer_hits(block.config, run.z, values, block.attn.W_O[...], stages, top_k)
+    hits, finite = layer_hits(block.config, run.z, values, block.writes[0], stages, top_k)
     return hits, finite & jnp.isfinite(run.after).all(axis=1)
 
 

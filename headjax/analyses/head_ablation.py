@@ -239,7 +239,7 @@ def _pass_layer(
     """One decode step of every variant through a layer, where those whose gain is not 1 edit it."""
     # [M B] stands where a full run has [B S].
     positions = jnp.broadcast_to(valid.sum(axis=1)[None] - 1, x.shape[:2])
-    q, k_new, v_new = block.attn.project(block.ln1(x), positions)
+    q, k_new, v_new = block.project(x, positions)
     z = block.attn.decode(q, k, v, k_new, v_new, valid)
     return block.finish(x, apply_edit(z, gain[:, None], replacement[None]))
 

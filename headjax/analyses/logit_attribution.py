@@ -6,6 +6,9 @@ Mathematical Framework for Transformer Circuits"; Wang et al. 2022, "Interpretab
 3.1). A head's part is ``z . (W_O N u)``: N is the norm's linear part at this prompt's scale, u the row of
 the unembedding of the answer, or the answer's minus the distractor's. Read from right to left it costs a
 vector of D a prompt, and never an array [.., H, D].
+
+Where a norm follows attention, a head's part passes it at its measured scale too; where the model caps its
+logits, what is taken apart is the logit before the cap.
 """
 
 from dataclasses import dataclass
@@ -50,12 +53,12 @@ class LogitParts(NamedTuple):
     """The logit, or difference of logits, and its parts, which sum to it.
 
     Attributes:
-      heads: [B L H], each head's output through its W_O.
+      heads: [B L H], what each head writes.
       attention_biases: [B L], each layer's b_O.
       mlps: [B L], what else each layer wrote: its MLP.
       embedding: [B], what entered the first layer: token and, where it is learned, position.
       final_bias: [B], the final norm's bias and the unembedding's.
-      logit: [B], as the model gives it.
+      logit: [B], as the model gives it, before its cap if it has one.
     """
 
     heads: Float[Array | np.ndarray, "B L H"]
@@ -117,13 +120,12 @@ def _attribute(
     distractors: Int[Array, " B"] | None = None,
 ) -> LogitParts:
     run = prefill(model, tokens, mask, keep="last")
-    residual, attention = run.residual[:, :, 0], model.blocks.attn
-    asked = read_out(model, answers, distractors)
+    residual, asked = run.residual[:, :, 0], read_out(model, answers, distractors)
 
-    def layer(inputs: tuple[Array, ...]) -> LayerParts:
-        return layer_parts(*inputs, asked.direction, model.config.precision)
+    def layer(inputs: tuple[Block, Array, Array, Array]) -> LayerParts:
+        return layer_parts(*inputs, asked.direction)
 
-    inputs = (run.z[:, :, 0], residual[:-1], residual[1:], attention.W_O[...], attention.b_O[...])
+    inputs = (model.blocks, run.z[:, :, 0], residual[:-1], residual[1:])
     parts = jax.tree.map(lambda part: jnp.moveaxis(part, 0, 1), jax.lax.map(layer, inputs))
     return scale_parts(model, asked, residual[0], parts, residual[-1])
 
@@ -167,18 +169,19 @@ def read_out(model: Transformer, answers: Int[Array, " B"], distractors: Int[Arr
 
 
 def layer_parts(
+    block: Block,
     z: Float[Array, "B H K"],
     before: Float[Array, "B D"],
     after: Float[Array, "B D"],
-    W_O: Float[Array, "H K D"],
-    b_O: Float[Array, " D"],
     direction: Float[Array, "B D"],
-    precision: str,
 ) -> LayerParts:
     """The parts of one layer, from its heads' outputs and the residual before and after it."""
+    precision, scale = block.config.precision, block.write_scale(z[:, None])[:, 0]
+    W_O, b_O = block.writes
     z, before, after, W_O, b_O = (values.astype(jnp.float32) for values in (z, before, after, W_O, b_O))
-    heads = jnp.sum(z * jnp.einsum("hkd,bd->bhk", W_O, direction, precision=precision), axis=-1)
-    biases = jnp.matmul(direction, b_O, precision=precision)
+    # At its measured scale the norm after attention is linear too.
+    heads = jnp.sum(z * jnp.einsum("hkd,bd->bhk", W_O, direction, precision=precision), axis=-1) * scale
+    biases = jnp.matmul(direction, b_O, precision=precision) * scale[:, 0]
     written = jnp.sum((after - before) * direction, axis=-1)
     return LayerParts(heads, biases, written - heads.sum(axis=-1) - biases)
 
@@ -251,9 +254,7 @@ _read_out, _scale_parts = dispatch.jit(read_out), dispatch.jit(scale_parts)
 
 @dispatch.jit
 def _layer_parts(block: Block, run: CleanLayer, direction: Float[Array, "B D"]) -> LayerParts:
-    attention = block.attn
-    weights = attention.W_O[...], attention.b_O[...]
-    return layer_parts(run.z, run.before, run.after, *weights, direction, block.config.precision)
+    return layer_parts(block, run.z, run.before, run.after, direction)
 
 
 @dataclass(frozen=True, kw_only=True)

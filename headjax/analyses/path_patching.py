@@ -10,6 +10,9 @@ Component Reuse Across Tasks in Transformer Language Models".
     direct_effects                 to the logits, with MLPs as in the clean run: no forward pass a head
     path_patching                  to the logits, through MLPs too (the "direct effect" of Wang et al.)
     path_patching(receivers=...)   to the receivers, through MLPs too
+
+Where a norm follows attention, what a head writes depends on the others: it is what attention writes with the
+sender's output exchanged, the others' as they are and the norm computed anew, on every path.
 """
 
 import logging

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import lru_cache, partial
 from itertools import islice
 from math import gcd
-from operator import itemgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,19 +49,12 @@ from headjax.errors import InputError
 from headjax.grid import SUPPRESSION, GridSet
 from headjax.inputs import check_ids
 from headjax.kernels import dispatch
-from headjax.model import first_mlp
+from headjax.model import first_mlp, first_mlp_names, scaled_embedding, unit_W_O, write_names
 from headjax.parameters import Parameters, TokenRows, each_layer, unembedding
 from headjax.report.drawing import chosen_grids, figure_path
 from headjax.report.options import Report
 from headjax.result import Result
 from headjax.study import Data, Study
-
-LAYER = ("blocks.attn.W_V", "blocks.attn.W_O")
-FIRST_MLP = (
-    *("blocks.ln2.scale", "blocks.ln2.bias", "blocks.mlp.W_in", "blocks.mlp.b_in"),
-    *("blocks.mlp.W_gate", "blocks.mlp.b_gate", "blocks.mlp.W_out", "blocks.mlp.b_out"),
-)
-
 
 # W_V and W_O of one layer.
 Layer = tuple[Float[Array | np.ndarray, "D G K"], Float[Array | np.ndarray, "H K D"]]
@@ -76,7 +68,8 @@ class Weights(NamedTuple):
         rows, [N] ids for [N D].
       first_mlp: x_s of the later layers from that of layer 0.
       unembed: [V D], one row a token; as stored, or the bits of bfloat16 (`headjax.engine.hits.token_rows`).
-      layers: W_V [D G K] and W_O [H K D] of every layer, in order.
+      layers: W_V [D G K] and W_O [H K D] of every layer, in order; W_O with the gain of the norm after
+        attention, where there is one.
     """
 
     embedding: TokenRows | Float[Array, "V D"]
@@ -102,16 +95,18 @@ def relation_weights(parameters: Parameters) -> Weights:
     unembed = token_rows(parameters.read((unembedding(config),))[unembedding(config)])
 
     def mlp_output(x: Float[Array, "N D"]) -> Float[Array, "N D"]:
-        norm, mlp = first_mlp(config, parameters.read(first_mlp_names(config), 0, jnp.float32))
-        return mlp(norm(x))
+        block = first_mlp(config, parameters.read(first_mlp_names(config), 0, jnp.float32))
+        return block.mlp_write(scaled_embedding(config, x))
 
-    layers = map(itemgetter(*LAYER), each_layer(parameters, LAYER))
+    layers = (
+        (own["blocks.attn.W_V"], unit_W_O(config, own)) for own in each_layer(parameters, layer_names(config))
+    )
     return Weights(TokenRows(parameters, "embed.W_E"), mlp_output, unembed, layers)
 
 
-def first_mlp_names(config: ModelConfig) -> tuple[str, ...]:
-    """The parameters of the first block's MLP and its norm."""
-    return tuple(name for name in FIRST_MLP if config.gated_mlp or not name.endswith("_gate"))
+def layer_names(config: ModelConfig) -> tuple[str, ...]:
+    """The parameters of a layer that relation scores read."""
+    return ("blocks.attn.W_V", *write_names(config))
 
 
 def relation_scores(

@@ -32,14 +32,19 @@ AXES = (DATA_AXIS, MODEL_AXIS)
 ROWS = P(DATA_AXIS)  # an array whose first axis are prompts
 WHOLE = P()  # one that every copy of the model has whole
 
-# Axis letters of every parameter; the legend is in axes.py (P: learned positions).
+# Axis letters of every parameter; the legend is in axes.py (P: learned positions; N: heads whose queries or
+# keys are normed together, an axis that is not there where each is normed alone).
 PARAMETER_AXES = {
     "embed.W_E": "V D",
     "embed.W_pos": "P D",
     "blocks.ln1.scale": "L D",
     "blocks.ln1.bias": "L D",
+    "blocks.ln1_post.scale": "L D",
+    "blocks.ln1_post.bias": "L D",
     "blocks.ln2.scale": "L D",
     "blocks.ln2.bias": "L D",
+    "blocks.ln2_post.scale": "L D",
+    "blocks.ln2_post.bias": "L D",
     "blocks.attn.W_Q": "L D H K",
     "blocks.attn.W_K": "L D G K",
     "blocks.attn.W_V": "L D G K",
@@ -48,11 +53,10 @@ PARAMETER_AXES = {
     "blocks.attn.b_K": "L G K",
     "blocks.attn.b_V": "L G K",
     "blocks.attn.b_O": "L D",
-    "blocks.attn.q_norm.scale": "L K",
-    "blocks.attn.q_norm.bias": "L K",
-    "blocks.attn.k_norm.scale": "L K",
-    "blocks.attn.k_norm.bias": "L K",
-    "blocks.attn.score_divisor": "L H",
+    "blocks.attn.q_norm.scale": "L N K",
+    "blocks.attn.q_norm.bias": "L N K",
+    "blocks.attn.k_norm.scale": "L N K",
+    "blocks.attn.k_norm.bias": "L N K",
     "blocks.mlp.W_in": "L D F",
     "blocks.mlp.W_gate": "L D F",
     "blocks.mlp.W_out": "L F D",
@@ -199,12 +203,17 @@ def vocabulary_parts(vocab_size: int) -> int:
 # --- what lies where ----------------------------------------------------------------------------------
 
 
+def parameter_axes(name: str, shape: tuple[int, ...]) -> list[str]:
+    """The axis letters of a parameter of this shape, stacked over layers or of one layer."""
+    return PARAMETER_AXES[name].split()[-len(shape) :]
+
+
 def parameter_sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
     """How a parameter lies on the mesh: split over "model" where that divides it, else one copy each.
 
     `shape` is the stacked parameter's or, without the leading L, one layer's.
     """
-    letters = PARAMETER_AXES[name].split()[-len(shape) :]
+    letters = parameter_axes(name, shape)
     parts = dict(mesh.shape).get(MODEL_AXIS, 1)
     split = [
         MODEL_AXIS if letter in SPLIT_AXES and size % parts == 0 else None

@@ -17,11 +17,12 @@ from jax import Array, lax
 from jax.sharding import PartitionSpec
 from jaxtyping import Float, Int
 
+from headjax.config import ModelConfig
 from headjax.engine.hits import is_fused
 from headjax.engine.mesh import MODEL_AXIS, WHOLE, vocabulary_parts
 from headjax.kernels import dispatch
 from headjax.kernels.vocab_rank import vocab_rank
-from headjax.model import Transformer
+from headjax.model import Transformer, capped
 
 METRICS = ("logprob", "logit_diff", "accuracy")
 
@@ -62,13 +63,14 @@ def next_token_metrics(
         [jnp.broadcast_to(ids[None], (len(rows) // len(ids), len(ids))).ravel() for ids in asked]
     )
 
-    if is_fused(model.config.implementation):
+    # The kernel knows no cap.
+    if is_fused(model.config.implementation) and model.config.logit_cap is None:
         values = _fused(model, rows, tokens)
         return jax.tree.map(lambda value: value.reshape(x.shape[:-1]), values)
 
     dispatch.note("next_token_metrics", "xla", model.config.precision)
     n_parts = vocabulary_parts(model.config.vocab_size)
-    walk = partial(_walk_vocabulary, precision=model.config.precision)
+    walk = partial(_walk_vocabulary, config=model.config)
     if n_parts > 1:
         walk = jax.shard_map(
             walk,
@@ -122,7 +124,7 @@ def _walk_vocabulary(
     x: Float[Array, "N D"],
     tokens: Int[Array, "N asked"],
     *,
-    precision: str,
+    config: ModelConfig,
 ) -> tuple[Float[Array, "1 N asked"], Float[Array, "1 N"], Float[Array, "1 N"]]:
     """Logits of the tokens asked for, the greatest logit and the sum of all exponentials over it.
 
@@ -135,7 +137,7 @@ def _walk_vocabulary(
     tokens = tokens - part[0] * n_tokens
 
     def one_row(row: tuple[Array, Array]) -> tuple[Array, Array, Array]:
-        return _one_row(unembed, bias, tile, precision, *row)
+        return _one_row(unembed, bias, tile, config, *row)
 
     # Chunks of one size, filled up: so all rows go through the same product, and equal ones stay equal.
     n_rows = len(x)
@@ -150,7 +152,7 @@ def _one_row(
     unembed: Float[Array, "V D"],
     bias: Float[Array, " V"],
     tile: int,
-    precision: str,
+    config: ModelConfig,
     x: Float[Array, " D"],
     tokens: Int[Array, " asked"],
 ) -> tuple[Float[Array, " asked"], Float[Array, ""], Float[Array, ""]]:
@@ -164,9 +166,10 @@ def _one_row(
             "d,td->t",
             x,
             lax.dynamic_slice_in_dim(unembed, start, tile),
-            precision=precision,
+            precision=config.precision,
             preferred_element_type=jnp.float32,
         ) + lax.dynamic_slice_in_dim(bias, start, tile)
+        logits = capped(config, logits)
         logits = jnp.where(start + jnp.arange(tile, dtype=start.dtype) >= first, logits, -jnp.inf)
         new_top = jnp.maximum(top, logits.max())
         total = total * jnp.exp(top - new_top) + jnp.exp(logits - new_top).sum()
@@ -190,10 +193,15 @@ def logit_difference(
         (model.unembed_rows[ids].astype(jnp.float32), model.b_U[ids].astype(jnp.float32))
         for ids in (jnp.asarray(answers), jnp.asarray(distractors))
     )
-    u, b = own[0] - other[0], own[1] - other[1]
     normed = model.ln_final(x).astype(jnp.float32)
-    product = jnp.einsum("...bd,bd->...b", normed, u, precision=model.config.precision)
-    return product + jnp.expand_dims(b, tuple(range(x.ndim - 2)))
+
+    def product(u: Float[Array, "B D"], b: Float[Array, " B"]) -> Float[Array, "*rows B"]:
+        logits = jnp.einsum("...bd,bd->...b", normed, u, precision=model.config.precision)
+        return logits + jnp.expand_dims(b, tuple(range(x.ndim - 2)))
+
+    if model.config.logit_cap is None:
+        return product(own[0] - other[0], own[1] - other[1])
+    return capped(model.config, product(*own)) - capped(model.config, product(*other))
 
 
 def mean_and_stderr(

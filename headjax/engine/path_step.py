@@ -2,7 +2,8 @@
 
 Three runs are told apart (Wang et al. 2022, "Interpretability in the Wild", appendix B): the clean one, which
 `Prefill` holds; the *path* run, in which the sender writes what it writes on the corrupted prompt, every
-other head writes what it wrote in the clean run, and norms and MLPs are computed anew; and the *final* run,
+other head has the output that it had in the clean run, and norms (also one after attention) and MLPs are
+computed anew; and the *final* run,
 in which receivers read their queries, keys or values from the path run and everything else from its own.
 
 In the path run no head looks anywhere, so each position is on its own and a layer costs its MLP. Both runs
@@ -115,18 +116,30 @@ def direct_step(
     difference, patch = patch_prefill(model, *arrays, positions="last")
     last = patch.clean.residual[-1, :, -1]
 
-    def layer(inputs: tuple[Array, Array]) -> Array:
-        change, W_O = inputs
-        written = jnp.einsum(
-            "bhk,hkd->hbd", change, W_O.astype(jnp.float32), precision=model.config.precision
+    def layer(inputs: tuple[Block, Array, Array]) -> Array:
+        block, z, change = inputs
+        more = jnp.einsum(
+            "bhk,hkd->hbd", change, block.attn.W_O[...].astype(jnp.float32), precision=model.config.precision
         )
-        written = jnp.pad(written, ((1, 0), (0, 0), (0, 0)))  # first of all a head without a change
+        more = jnp.pad(more, ((1, 0), (0, 0), (0, 0)))  # first of all a head without a change
+        written = _write_change(block, z, more)
         return logit_difference(
             model, last[None] + written.astype(last.dtype), patch.answers, patch.distractors
         )
 
-    patched = lax.map(layer, (patch.change[:, :, -1], model.blocks.attn.W_O[...]))
+    patched = lax.map(layer, (model.blocks, patch.clean.z[:, :, -1], patch.change[:, :, -1]))
     return patched[0, 0], patched[0, 0] + difference, jnp.moveaxis(patched[:, 1:], 2, 0)
+
+
+def _write_change(
+    block: Block, z: Float[Array, "B H K"], more: Float[Array, "M B D"]
+) -> Float[Array, "M B D"]:
+    """What attention writes more where its heads' sum through W_O is `more` larger than that of z."""
+    if block.config.norms == "before":
+        return more
+    output = block.attn.output(z[:, None])[:, 0]
+    patched = block.after_attention(output[None] + more.astype(output.dtype))
+    return patched - block.after_attention(output)[None]
 
 
 @dispatch.jit
@@ -216,7 +229,7 @@ def _path_run(
     def step(layer: Int[Array, ""], x: Float[Array, "M B P D"]) -> Float[Array, "M B P D"]:
         block, z = layer_of((model.blocks, patch.clean.z), layer)
         more = jnp.where((at == layer)[:, None, None, None], written, 0).astype(x.dtype)
-        return block.add(x, block.attn.output(z)[None] + more)
+        return block.add(x, block.after_attention(block.attn.output(z)[None] + more))
 
     return step
 
@@ -270,11 +283,11 @@ def _final_layer(
     else:
         z = block.attn.attend(q[:, queries], k, v, jnp.tile(clean.valid, (M, 1)))
     x = x[:, :, queries]
-    return block.add(x, block.attn.output(z).reshape(x.shape))
+    return block.add(x, block.write(z).reshape(x.shape))
 
 
 def _project(
     block: Block, x: Float[Array, "M B P D"], positions: Int[Array, "MB P"]
 ) -> tuple[Float[Array, "MB P H K"], Float[Array, "MB P G K"], Float[Array, "MB P G K"]]:
     """Queries, keys and values, with variants and prompts together as rows."""
-    return block.attn.project(block.ln1(x).reshape(*positions.shape, x.shape[-1]), positions)
+    return block.project(x.reshape(*positions.shape, x.shape[-1]), positions)

@@ -45,7 +45,7 @@ def prefill(model: Transformer, tokens: Tokens, mask: TokenMask, *, keep: Litera
     kept = slice(-1, None) if keep == "last" else slice(None)
 
     def layer(x: Residual, block: Block) -> tuple[Residual, tuple[Array, ...]]:
-        q, k, v = block.attn.project(block.ln1(x), positions)
+        q, k, v = block.project(x, positions)
         z = block.attn.attend(q, k, v, valid)
         return block.finish(x, z), (k, v, x[:, kept], z[:, kept])
 

@@ -99,7 +99,7 @@ def _decode(
         entries = _put(entries, below, x[0, :, None], z[0, :, None], edit)
         x, layer = finish(below, x, z), below + 1
         block, cache_k, cache_v = layer_of((model.blocks, clean.k, clean.v), layer)
-        q, k, v = block.attn.project(block.ln1(x), positions)
+        q, k, v = block.project(x, positions)
         z = block.attn.decode(q, cache_k, cache_v, k, v, clean.valid)
         return x, z, entries
 
@@ -131,7 +131,7 @@ def _rerun(
         entries = _put(entries, below, x[:B], z[:B], edit)
         x, layer = layer_of(model.blocks, below).finish(x, z), below + 1
         block: Block = layer_of(model.blocks, layer)
-        q, k, v = block.attn.project(block.ln1(x), positions)
+        q, k, v = block.project(x, positions)
         z = block.attn.attend(q[:, queries], k, v, valid, edit_of(layer, queries))
         return x[:, queries], z, entries
 

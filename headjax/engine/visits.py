@@ -67,7 +67,7 @@ def _embed(outer: Transformer, tokens: Int[Array, "B S"], positions: Int[Array, 
 def _clean_layer(
     block: Block, x: Residual, positions: Int[Array, "B S"], valid: Bool[Array, "B S"]
 ) -> tuple[CleanLayer, Residual]:
-    q, k, v = block.attn.project(block.ln1(x), positions)
+    q, k, v = block.project(x, positions)
     z = block.attn.attend(q, k, v, valid)
     after = block.finish(x, z)
     return CleanLayer(x[:, -1], z[:, -1], k, v, after[:, -1]), after

@@ -7,12 +7,17 @@ from headjax.model.transformer import (
     Transformer,
     abstract_model,
     build_model,
+    capped,
     fill,
     first_mlp,
+    first_mlp_names,
     mask_positions,
     model_parameters,
     one_block,
     parameter_shapes,
+    scaled_embedding,
+    unit_W_O,
+    write_names,
 )
 
 __all__ = [
@@ -23,10 +28,15 @@ __all__ = [
     "Transformer",
     "abstract_model",
     "build_model",
+    "capped",
     "fill",
     "first_mlp",
+    "first_mlp_names",
     "mask_positions",
     "model_parameters",
     "one_block",
     "parameter_shapes",
+    "scaled_embedding",
+    "unit_W_O",
+    "write_names",
 ]

@@ -1,6 +1,6 @@
 """Multi-head attention whose heads stay apart until the output projection."""
 
-import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +12,43 @@ from jaxtyping import Bool, Float, Int
 from headjax.axes import HeadOutputs, Residual
 from headjax.config import ModelConfig
 from headjax.kernels.head_attention import head_attention
+from headjax.kernels.head_attention.scores import scores_of
 from headjax.kernels.variant_decode import variant_decode
 from headjax.model.edits import HeadEdit
 from headjax.model.norm import Norm
-from headjax.model.rotary import apply_rotary
+from headjax.model.rotary import apply_rotary, rotary_amplitude, rotary_frequencies
+
+
+class Setting(nnx.Variable):
+    """Numbers of a layer that its config says: no parameter of a checkpoint, and not trained.
+
+    float32, also those that are whole: a model must be something that can be differentiated.
+    """
+
+
+def layer_settings(config: ModelConfig) -> dict[str, Float[np.ndarray, "L ..."]]:
+    """Attribute of `Attention` -> what it is in every layer, of what differs between the layers.
+
+    They go along with the layers' parameters, so that one program serves layers of every kind.
+    """
+    layers, settings = range(config.n_layers), {}
+    if isinstance(config.window, tuple):
+        # Where there is none: more positions than any cache holds.
+        settings["window"] = [config.windows[layer] or 2**30 for layer in layers]
+    if config.rotary_in_window is not None:
+        settings["frequencies"] = [rotary_frequencies(config.rotaries[layer]) for layer in layers]
+        settings["amplitude"] = [rotary_amplitude(config.rotaries[layer]) for layer in layers]
+    if config.scores_by_layer:
+        settings["score_divisor"] = [1.0 + layer for layer in layers]
+    return {name: np.array(values, np.float32) for name, values in settings.items()}
 
 
 class Attention(nnx.Module):
     """W_Q [D H K], W_K and W_V [D G K], W_O [H K D], and their biases.
 
     The model axis comes first so that all heads are one matrix product; `stack` prepends axes. Where the
-    config says `scores_by_layer`, `score_divisor` [H] is what every head's scores are divided by; where it
-    says `qk_norm`, `q_norm` and `k_norm` (gain [K]) are the norms of each head's queries and keys.
+    config says `qk_norm`, `q_norm` and `k_norm` are the norms of queries and keys: of each head's (gain [K])
+    or of all heads' (gain [H K], [G K]). What else the config says for each layer by itself are `Setting`s.
     """
 
     def __init__(self, config: ModelConfig, init: nnx.Initializer, stack: tuple[int, ...], rngs: nnx.Rngs):
@@ -44,29 +69,41 @@ class Attention(nnx.Module):
         self.b_K = bias(G, K)
         self.b_V = bias(G, K)
         self.b_O = bias(D)
-        if config.qk_norm:
-            self.q_norm = Norm(config, stack, self.W_Q.dtype, K)
-            self.k_norm = Norm(config, stack, self.W_Q.dtype, K)
-        if config.scores_by_layer:  # weights stay as stored, so what scales them goes along with them
-            divisors = 1 + np.arange(math.prod(stack), dtype=np.float32).reshape(*stack, 1)
-            self.score_divisor = nnx.Param(jnp.asarray(np.repeat(divisors, H, -1), self.W_Q.dtype))
+        if config.qk_norm is not None:
+            joint = config.qk_norm == "joint"
+            self.q_norm = Norm(config, stack, self.W_Q.dtype, (H, K) if joint else (K,))
+            self.k_norm = Norm(config, stack, self.W_Q.dtype, (G, K) if joint else (K,))
+        for name, values in layer_settings(config).items():  # of one layer alone: of which, `fill` knows
+            setattr(self, name, Setting(jnp.asarray(values if stack else values[0])))
 
     def project(
         self, x: Residual, positions: Int[Array, "B S"]
     ) -> tuple[HeadOutputs, Float[Array, "B S G K"], Float[Array, "B S G K"]]:
-        """Queries, keys (both normed and rotated, if the model does so) and values of a normed residual."""
+        """Queries, keys (both normed and rotated, if the model does so) and values of what heads read."""
         q, k, v = (
             jnp.einsum("bsd,dnk->bsnk", x, weight[...], precision=self.config.precision)
             + jnp.expand_dims(bias[...], (0, 1))
             for weight, bias in ((self.W_Q, self.b_Q), (self.W_K, self.b_K), (self.W_V, self.b_V))
         )
-        if self.config.qk_norm:
+        if self.config.qk_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        if self.config.rotary is not None:
-            q, k = (apply_rotary(heads, positions, self.config.rotary) for heads in (q, k))
+        if self.config.rotary_in_window is not None:
+            how = self.frequencies[...], self.amplitude[...]
+            q, k = (apply_rotary(heads, positions, *how) for heads in (q, k))
+        elif self.config.rotary is not None:
+            how = rotary_frequencies(self.config.rotary), rotary_amplitude(self.config.rotary)
+            q, k = (apply_rotary(heads, positions, *how) for heads in (q, k))
         if self.config.scores_by_layer:
-            q = q / jnp.expand_dims(self.score_divisor[...], (0, 1, 3))
+            q = q / self.score_divisor[...].astype(q.dtype)
         return q, k, v
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """How products become scores, and which keys have one, as kernels take it."""
+        window = self.config.window
+        if isinstance(window, tuple):
+            window = self.window[...].astype(jnp.int32)
+        return {"scale": self.config.score_scale, "soft_cap": self.config.soft_cap, "window": window}
 
     def attend(
         self,
@@ -84,7 +121,7 @@ class Attention(nnx.Module):
             valid=valid,
             gain=None if edit is None else edit.gain,
             replacement=None if edit is None else edit.replacement,
-            window=self.config.window,
+            **self.scores,
             precision=self.config.precision,
             implementation=self.config.implementation,
         ).z
@@ -102,7 +139,7 @@ class Attention(nnx.Module):
         return variant_decode(
             *(q, k, v, k_new, v_new),
             valid=valid,
-            window=self.config.window,
+            **self.scores,
             precision=self.config.precision,
             implementation=self.config.implementation,
         )
@@ -123,16 +160,18 @@ class Attention(nnx.Module):
             precision=self.config.precision,
             preferred_element_type=jnp.float32,
         )
-        allowed = jnp.tril(jnp.ones((S, S), bool))[None]
-        if self.config.window is not None:
-            allowed = jnp.triu(allowed, 1 - self.config.window)
+        how, at = self.scores, jnp.arange(S)
+        scores = scores_of(scores, K**-0.5 if how["scale"] is None else how["scale"], how["soft_cap"])
+        allowed = (at[None, :] <= at[:, None])[None]
+        if how["window"] is not None:
+            allowed &= (at[None, :] > at[:, None] - how["window"])[None]
         if valid is not None:
             allowed = allowed & valid[:, None, :]
         allowed = allowed[:, None, None]
-        weights = jax.nn.softmax(jnp.where(allowed, scores * K**-0.5, -1e30), axis=-1)
+        weights = jax.nn.softmax(jnp.where(allowed, scores, -1e30), axis=-1)
         return jnp.where(allowed, weights, 0).reshape(B, H, S, S)
 
     def output(self, z: HeadOutputs) -> Residual:
-        """What the heads together write to the residual stream: their sum through W_O, plus b_O."""
+        """The sum of the heads through W_O, plus b_O."""
         mixed = jnp.einsum("bshk,hkd->bsd", z, self.W_O[...], precision=self.config.precision)
         return mixed + jnp.expand_dims(self.b_O[...], (0, 1))

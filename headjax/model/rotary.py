@@ -13,18 +13,29 @@ Frequencies = Float[np.ndarray, " half"]
 
 
 def apply_rotary(
-    x: Float[Array, "B S N K"], positions: Int[Array, "B S"], rotary: Rotary
+    x: Float[Array, "B S N K"],
+    positions: Int[Array, "B S"],
+    frequencies: Float[Array | np.ndarray, " half"],
+    amplitude: float | Float[Array, ""] = 1.0,
 ) -> Float[Array, "B S N K"]:
-    """Rotates the pairs (i, i + dim/2) of the first `dim` entries; the rest pass through."""
-    frequencies = jnp.asarray(rotary_frequencies(rotary))
+    """Rotates the pairs (i, i + half) of as many entries as there are frequencies for; the rest pass through.
+
+    `amplitude` multiplies what is rotated (`rotary_amplitude`).
+    """
+    frequencies = jnp.asarray(frequencies)
     angles = positions[:, :, None, None].astype(jnp.float32) * frequencies[None, None, None, :]
     cos, sin = jnp.cos(angles), jnp.sin(angles)
-    if isinstance(rotary.scaling, YarnScaling):
-        cos, sin = cos * rotary.scaling.attention_factor, sin * rotary.scaling.attention_factor
-    half = rotary.dim // 2
-    first, second = x[..., :half].astype(jnp.float32), x[..., half : rotary.dim].astype(jnp.float32)
+    if isinstance(amplitude, Array) or amplitude != 1:
+        cos, sin = cos * amplitude, sin * amplitude
+    half = len(frequencies)
+    first, second = x[..., :half].astype(jnp.float32), x[..., half : 2 * half].astype(jnp.float32)
     rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return jnp.concatenate([rotated.astype(x.dtype), x[..., rotary.dim :]], axis=-1)
+    return jnp.concatenate([rotated.astype(x.dtype), x[..., 2 * half :]], axis=-1)
+
+
+def rotary_amplitude(rotary: Rotary) -> float:
+    """What rotated entries are multiplied by; 1 but for YaRN's attention factor."""
+    return rotary.scaling.attention_factor if isinstance(rotary.scaling, YarnScaling) else 1.0
 
 
 def rotary_frequencies(rotary: Rotary) -> Frequencies:

@@ -11,15 +11,18 @@ from typing import Any, NamedTuple, SupportsIndex
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
 from headjax.axes import Head, Logits, Residual, TokenMask, Tokens
 from headjax.config import ModelConfig
 from headjax.inputs import check_tokens
-from headjax.model.block import MLP, Block
+from headjax.model.attention import Setting, layer_settings
+from headjax.model.block import Block, gained
 from headjax.model.edits import HeadEdit, check_edit, check_head
 from headjax.model.norm import Norm
 
@@ -47,16 +50,22 @@ def mask_positions(mask: TokenMask) -> Int[Array, "B S"]:
     return jnp.maximum(jnp.cumsum(jnp.asarray(mask, jnp.int32), axis=1) - 1, 0)
 
 
+def scaled_embedding(config: ModelConfig, rows: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+    """Rows of W_E as they enter the residual stream."""
+    return rows if config.embedding_scale == 1 else rows * jnp.asarray(config.embedding_scale, rows.dtype)
+
+
 class Embed(nnx.Module):
     """W_E [V D], and W_pos [P D] where positions are learned."""
 
     def __init__(self, config: ModelConfig, init: nnx.Initializer, rngs: nnx.Rngs):
+        self.config = config
         self.W_E = nnx.Param(init(rngs.params(), (config.vocab_size, config.d_model)))
         if config.rotary is None:
             self.W_pos = nnx.Param(init(rngs.params(), (config.max_positions, config.d_model)))
 
     def __call__(self, tokens: Tokens, positions: Int[Array, "B S"]) -> Residual:
-        x = self.W_E[...][tokens]
+        x = scaled_embedding(self.config, self.W_E[...][tokens])
         return x + self.W_pos[...][positions] if hasattr(self, "W_pos") else x
 
 
@@ -129,7 +138,7 @@ class Transformer(nnx.Module):
 
         def layer(x: Residual, inputs: tuple[Block, HeadEdit | None]) -> tuple[Residual, tuple]:
             block, layer_edit = inputs
-            q, k, v = block.attn.project(block.ln1(x), positions)
+            q, k, v = block.project(x, positions)
             z = block.attn.attend(q, k, v, valid, layer_edit)
             pattern = block.attn.pattern(q, k, valid) if return_pattern else None
             return block.finish(x, z), (z if return_z else None, pattern, x if return_residual else None)
@@ -142,7 +151,7 @@ class Transformer(nnx.Module):
         return Output(self.logits(final), z, pattern, residual)
 
     def logits(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
-        """Final norm and unembedding of a residual; float32 whatever the parameters are."""
+        """Final norm, unembedding and cap of a residual; float32 whatever the parameters are."""
         product = jnp.einsum(
             "...d,vd->...v",
             self.ln_final(x),
@@ -151,7 +160,7 @@ class Transformer(nnx.Module):
             preferred_element_type=jnp.float32,
         )
         bias = self.unembed.b_U[...].astype(jnp.float32)
-        return product + jnp.expand_dims(bias, tuple(range(x.ndim - 1)))
+        return capped(self.config, product + jnp.expand_dims(bias, tuple(range(x.ndim - 1))))
 
     @property
     def W_E(self) -> Float[Array, "V D"]:
@@ -201,6 +210,7 @@ class Transformer(nnx.Module):
     def OV(self, layer: SupportsIndex, head: SupportsIndex) -> Float[Array, "D D"]:
         """What a head writes for what it reads, as a row vector times ``W_V W_O``; float32, no biases.
 
+        Weights as stored: where a norm follows attention, neither its gain nor its scale is in it.
         Raises InputError for a head that the model does not have.
         """
         layer, head = check_head(Head.parse((layer, head)), self.config)
@@ -211,7 +221,8 @@ class Transformer(nnx.Module):
         """How a query (row) scores a key (column), ``W_Q W_K^T``; float32, no biases.
 
         Nothing that scores are divided by is in it: sqrt(K), the layer where GPT-2 does that too, and the
-        lengths of queries and keys where they are normed (nor the gains of these norms).
+        lengths of queries and keys where they are normed (nor the gains of these norms; a norm over all heads
+        together makes a head's scores depend on the others'). Nor is a soft cap, which bends large scores.
 
         Where the model rotates queries and keys, this is the score of a position with itself: between two
         others the rotation by their distance stands between the factors.
@@ -224,6 +235,12 @@ class Transformer(nnx.Module):
     def _product(self, axes: str, left: Array, right: Array) -> Float[Array, "D D"]:
         how = {"precision": self.config.precision, "preferred_element_type": jnp.float32}
         return jnp.einsum(axes, left, right, **how)
+
+
+def capped(config: ModelConfig, logits: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """The logits as the model gives them: within its cap, where it has one. Their order stays."""
+    cap = config.logit_cap
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
 def abstract_model(config: ModelConfig) -> Transformer:
@@ -239,7 +256,8 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def model_parameters(model: Transformer) -> dict[str, Array | jax.ShapeDtypeStruct]:
     """Name -> array of every parameter."""
-    return {".".join(path): variable.get_value() for path, variable in nnx.to_flat_state(nnx.state(model))}
+    parameters = nnx.to_flat_state(nnx.state(model, nnx.Param))
+    return {".".join(path): variable.get_value() for path, variable in parameters}
 
 
 def build_model(config: ModelConfig, parameters: Mapping[str, Array]) -> Transformer:
@@ -247,25 +265,63 @@ def build_model(config: ModelConfig, parameters: Mapping[str, Array]) -> Transfo
     return fill(abstract_model(config), parameters)
 
 
-def first_mlp(config: ModelConfig, parameters: Mapping[str, Array]) -> tuple[Norm, MLP]:
-    """The first block's MLP and its norm alone, from ``blocks.ln2.*`` and ``blocks.mlp.*`` of layer 0."""
-    init = nnx.initializers.zeros
-    norm = nnx.eval_shape(lambda: Norm(config, (), jnp.float32))
-    mlp = nnx.eval_shape(lambda: MLP(config, init, (), nnx.Rngs(0)))
-    return fill(norm, parameters, "blocks.ln2."), fill(mlp, parameters, "blocks.mlp.")
-
-
-def one_block(config: ModelConfig, parameters: Mapping[str, Array]) -> Block:
+def one_block(config: ModelConfig, parameters: Mapping[str, Array], layer: int) -> Block:
     """A block alone, from ``blocks.*`` of one layer, without the L axis."""
     block = nnx.eval_shape(lambda: Block(config, nnx.initializers.zeros, (), nnx.Rngs(0)))
-    return fill(block, parameters, "blocks.")
+    return fill(block, parameters, "blocks.", layer)
 
 
-def fill(module: nnx.Module, parameters: Mapping[str, Array], prefix: str = "") -> nnx.Module:
-    """An abstract module with arrays in its places; `prefix` is the module's own name among them."""
+def first_mlp(config: ModelConfig, parameters: Mapping[str, Array]) -> Block:
+    """The first block with its MLP and the MLP's norms alone, for `Block.mlp_write`: from `first_mlp_names`
+    of layer 0."""
+    block = nnx.eval_shape(lambda: Block(config, nnx.initializers.zeros, (), nnx.Rngs(0)))
+    for name in ("attn", "ln1", "ln1_post"):
+        if hasattr(block, name):
+            delattr(block, name)
+    return fill(block, parameters, "blocks.", 0)
+
+
+def first_mlp_names(config: ModelConfig) -> tuple[str, ...]:
+    """The parameters of a block's MLP and of the norms before and after it."""
+    of_mlp = ("blocks.mlp.", "blocks.ln2.", "blocks.ln2_post.")
+    return tuple(name for name in parameter_shapes(config) if name.startswith(of_mlp))
+
+
+def write_names(config: ModelConfig) -> tuple[str, ...]:
+    """The parameters of a block that say what a head writes, for `unit_W_O`."""
+    return ("blocks.attn.W_O",) + ("blocks.ln1_post.scale",) * (config.norms != "before")
+
+
+def unit_W_O(config: ModelConfig, parameters: Mapping[str, Array]) -> Float[Array, "H K D"]:
+    """`Block.writes` from the parameters of `write_names` of one layer: W_O, with the gain of the norm after
+    attention where there is one, at unit scale."""
+    W_O, *gain = (parameters[name] for name in write_names(config))
+    return gained(W_O, jnp.zeros(W_O.shape[-1]), *gain)[0] if gain else W_O
+
+
+def fill(
+    module: nnx.Module, parameters: Mapping[str, Array], prefix: str = "", layer: int | None = None
+) -> nnx.Module:
+    """An abstract module with arrays in its places; `prefix` is the module's own name among them, and `layer`
+    which one it is where it is a single one."""
     # Not by merging a state of arrays: what flax was given then stays until Python searches for cycles.
     module = nnx.clone(module)
     for path, variable in nnx.to_flat_state(nnx.state(module)):
         owner = reduce(getattr, path[:-1], module)
-        setattr(owner, path[-1], variable.replace(parameters[prefix + ".".join(path)]))
+        if isinstance(variable, Setting):
+            values = layer_settings(owner.config)[path[-1]]
+            beside = parameters[prefix + ".".join((*path[:-1], "W_Q"))]
+            value = _placed_like(values if layer is None else np.asarray(values[layer]), beside)
+        else:
+            value = parameters[prefix + ".".join(path)]
+        setattr(owner, path[-1], variable.replace(value))
     return module
+
+
+def _placed_like(values: Float[np.ndarray, "*shape"], beside: Any) -> Array:
+    """An array on the devices of another, whole on each."""
+    sharding = getattr(beside, "sharding", None)
+    if not isinstance(sharding, NamedSharding):
+        return jnp.asarray(values)
+    whole = NamedSharding(sharding.mesh, PartitionSpec())
+    return jax.make_array_from_callback(values.shape, whole, lambda part: values[part])

@@ -37,7 +37,7 @@ from headjax.io import hold_lock, read_json
 from headjax.model import parameter_shapes
 
 HEADER = "headjax.json"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 # Small enough that a device which wants an eighth of a large matrix does not read all of it.
 CHUNK_BYTES = 1 << 24
 # Left in a checkpoint whose parameters were found damaged as they were read.

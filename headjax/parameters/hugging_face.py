@@ -53,8 +53,15 @@ class HuggingFace:
         self, names: Iterable[str], layer: int | None = None, dtype: DTypeLike | None = None
     ) -> dict[str, Array]:
         opened = self._source if dtype is None else self._source.with_dtype(np.dtype(dtype))
-        # One at a time, so that the host holds one more than the device.
-        arrays = {name: jnp.asarray(opened.read((name,), layer)[name]) for name in names}
+        # One tensor at a time, so that the host holds one more than the device.
+        of_tensors: dict[Any, list[str]] = {}
+        for name in names:
+            filling = opened.fillings.get((name, layer))
+            of_tensors.setdefault(name if filling is None else filling.tensor.name, []).append(name)
+        arrays = {}
+        for together in of_tensors.values():
+            read = opened.read(together, layer)
+            arrays |= {name: jnp.asarray(array) for name, array in read.items()}
         self._check_unchanged()
         return arrays
 

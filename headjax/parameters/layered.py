@@ -43,8 +43,8 @@ def layered_model(parameters: Parameters, dtype: DTypeLike | None = None) -> Lay
 
 
 def _blocks(parameters: Parameters, names: list[str], dtype: DTypeLike | None) -> Iterator[Block]:
-    for arrays in each_layer(parameters, names, dtype):
-        block = one_block(parameters.config, arrays)
+    for layer, arrays in enumerate(each_layer(parameters, names, dtype)):
+        block = one_block(parameters.config, arrays, layer)
         del arrays
         yield block
         del block

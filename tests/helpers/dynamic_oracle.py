@@ -50,6 +50,8 @@ def slow_hits(theirs, z: np.ndarray, answers: np.ndarray, top_k: np.ndarray) -> 
             alone = torch.zeros(B, H, z.shape[-1])
             alone[:, head] = torch.tensor(z[layer, :, head])
             written = project(alone.flatten(1)) - project(torch.zeros_like(alone).flatten(1))
+            if (after := torch_oracle.norm_after_attention(theirs, block)) is not None:
+                written = written * torch_oracle.gain(after)  # at unit scale: ranks do not depend on it
             logits = written @ rows.T
             for b in range(B):
                 descending = logits[b].sort(descending=True).values.tolist()

@@ -28,6 +28,7 @@ import tempfile
 import time
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO
 
@@ -179,8 +180,13 @@ class Tree:
             os.dup2(output.fileno(), stream)
         os.chdir(self.root)
         sys.path = [str(self.root), *(path for path in sys.path if Path(path or ".").resolve() != ROOT)]
-        for name in [name for name in sys.modules if name.split(".")[0] == "tests"]:
+        ours = ("headjax", "checkpoints_convert", "experiments", "tests")
+        for name in [name for name in sys.modules if name.split(".")[0] in ours]:
             del sys.modules[name]  # the checkout's; the tree has its own
+        # An editable installation would answer with the checkout's packages.
+        sys.meta_path = [finder for finder in sys.meta_path if "Editable" not in repr(finder)]
+        for name in ours:
+            assert Path(find_spec(name).origin).is_relative_to(self.root), name
         os._exit(pytest.main(arguments))
 
     def notices(self, fault: Fault, widest: int) -> str | None:

@@ -91,7 +91,9 @@ def run(
             handles.append(block.get_submodule(name).register_forward_hook(of_fused(layer, axes)))
         else:
             for letter in "qkv":
-                module = block.get_submodule(f"self_attn.{letter}_proj")
+                # Where all heads' queries are normed together, a head's own is what comes out of that.
+                joint = family in ("olmo2", "olmo3") and letter != "v"
+                module = block.get_submodule(f"self_attn.{letter}_{'norm' if joint else 'proj'}")
                 handles.append(module.register_forward_hook(of_input(layer, letter)))
     attention_mask = torch.tensor(np.asarray(mask), dtype=torch.long)
     try:

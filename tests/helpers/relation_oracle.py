@@ -38,26 +38,14 @@ def random_weights(heads: int, kv_heads: int, L: int = 3, K: int = 5, D: int = 3
 
 def theirs_of_relation_scores(model) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, np.ndarray]:
     """Every layer's x [V D], W_V [L D H K], W_O [L H K D] and unembedding [V D], from torch's modules."""
-    config, family = model.config, model.config.model_type
-    layers = model.get_submodule(torch_oracle._LAYERS[family])
-    H, D = config.num_attention_heads, config.hidden_size
+    layers = model.get_submodule(torch_oracle._LAYERS[model.config.model_type])
     W_V, W_O = [], []
     for block in layers:
-        if family == "gpt2":
-            values, outputs = block.attn.c_attn.weight[:, 2 * D :], block.attn.c_proj.weight
-        elif family == "gpt_neox":
-            values = block.attention.query_key_value.weight.unflatten(0, (H, 3, -1))[:, 2].flatten(0, 1).T
-            outputs = block.attention.dense.weight.T
-        else:
-            values = block.self_attn.v_proj.weight.T
-            outputs = (block.self_attn.dense if family == "phi" else block.self_attn.o_proj).weight.T
-        outputs = outputs.unflatten(0, (H, -1))
-        values = values.unflatten(1, (-1, outputs.shape[1]))
-        W_V.append(values.repeat_interleave(H // values.shape[1], dim=1))
+        values, outputs = torch_oracle.values_of(model, block), torch_oracle.outputs_of(model, block)
+        W_V.append(values.repeat_interleave(len(outputs) // values.shape[1], dim=1))
         W_O.append(outputs)
-    norm = {"gpt2": "ln_2", "phi": "input_layernorm"}.get(family, "post_attention_layernorm")
-    W_E = model.get_input_embeddings().weight
-    later = layers[0].mlp(getattr(layers[0], norm)(W_E))
+    embed = model.get_input_embeddings()
+    later = torch_oracle.first_mlp(model, embed(torch.arange(len(embed.weight))))
     unembed = model.get_output_embeddings().weight
-    inputs = [x.numpy() for x in (W_E, *[later] * (len(layers) - 1))]
+    inputs = [x.numpy() for x in (embed.weight, *[later] * (len(layers) - 1))]
     return inputs, torch.stack(W_V).numpy(), torch.stack(W_O).numpy(), unembed.numpy()

@@ -105,6 +105,36 @@ def _mistral(heads: int, kv_heads: int, **overrides):
     return transformers.MistralConfig(**_llama_like(heads, kv_heads, **overrides))
 
 
+def _gemma(kind, heads: int, kv_heads: int, **overrides):
+    # The norms' gains are stored less 1: of all of them `random_model` makes other numbers.
+    fields = {"hidden_size": 12 * heads, "head_dim": 14, "tie_word_embeddings": True}
+    return kind(**_llama_like(heads, kv_heads, **fields | overrides))
+
+
+def _gptj(**overrides):
+    sizes = {"vocab_size": 103, "n_positions": 39, "n_embd": 50, "n_layer": 3, "n_head": 5, "n_inner": 59}
+    fields = {"layer_norm_epsilon": 3e-4, "rotary_dim": 6, **sizes, **overrides}
+    return transformers.GPTJConfig(**fields, bos_token_id=0, eos_token_id=0)
+
+
+def _gpt_neo(**overrides):
+    fields = {
+        "vocab_size": 101, "max_position_embeddings": 37, "hidden_size": 42, "num_layers": 3, "num_heads": 7,
+        "intermediate_size": 59, "attention_types": [[["local", "global", "local"], 1]], "window_size": 4,
+        "layer_norm_epsilon": 3e-4, "bos_token_id": 0, "eos_token_id": 0,
+    }  # fmt: skip
+    return transformers.GPTNeoConfig(**fields | overrides)
+
+
+def _opt(**overrides):
+    fields = {
+        "vocab_size": 101, "max_position_embeddings": 37, "hidden_size": 42, "num_hidden_layers": 3,
+        "num_attention_heads": 7, "ffn_dim": 59, "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 1,
+    }  # fmt: skip
+    return transformers.OPTConfig(**fields | overrides)
+
+
+MIXED = ["sliding_attention", "full_attention", "sliding_attention"]
 # Every family, and within it every kind of attention and switch that its architecture has.
 CONFIGS = {
     "gpt2": _gpt2(),
@@ -125,25 +155,151 @@ CONFIGS = {
     "qwen3-gqa-head-dim-window": _qwen3(
         6, 2, head_dim=14, use_sliding_window=True, sliding_window=4, max_window_layers=0
     ),
+    "qwen3-mha-windows-by-layer": _qwen3(
+        5, 5, head_dim=8, use_sliding_window=True, sliding_window=4, layer_types=MIXED
+    ),
     "mistral-mqa-window": _mistral(5, 1, head_dim=14, sliding_window=3),
-}
-# One of each family, for tests whose promise does not depend on the rest.
-FAMILIES = ("gpt2", "gpt_neox-parallel", "phi-gqa", "llama-gqa-llama3-rope", "qwen3-gqa-head-dim-window")
+    "phi3-gqa-window": transformers.Phi3Config(**_llama_like(6, 3, sliding_window=5, pad_token_id=0)),
+    "phi3-mha-partial-rotary": transformers.Phi3Config(
+        **_llama_like(5, 5, pad_token_id=0, hidden_size=50) | {
+            "rope_parameters": {"rope_type": "default", "rope_theta": 900.0, "partial_rotary_factor": 0.6}
+        }
+    ),
+    "gemma-mqa": _gemma(transformers.GemmaConfig, 4, 1),
+    # Caps that bend what they cap.
+    "gemma2-gqa-caps-windows": _gemma(
+        transformers.Gemma2Config, 4, 2, hidden_activation="gelu_pytorch_tanh", query_pre_attn_scalar=19,
+        attn_logit_softcapping=1.7, final_logit_softcapping=2.3, sliding_window=4,
+    ),
+    "gemma3-mqa-windows": _gemma(
+        transformers.Gemma3TextConfig, 5, 1, query_pre_attn_scalar=13, sliding_window=4, layer_types=MIXED,
+        rope_parameters={
+            "full_attention": {"rope_type": "linear", "factor": 3.0, "rope_theta": 5000.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+        },
+    ),
+    "olmo2-gqa": transformers.Olmo2Config(**_llama_like(6, 2)),
+    "olmo3-mqa-windows": transformers.Olmo3Config(
+        **_llama_like(5, 1, sliding_window=4, layer_types=MIXED) | {
+            "rope_parameters": {
+                "full_attention": YARN_ROPE,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 900.0},
+            }
+        }
+    ),
+    "gptj": _gptj(),
+    "gpt_neo-windows": _gpt_neo(),
+    "opt": _opt(),
+    "opt-no-biases": _opt(enable_bias=False, tie_word_embeddings=False),
+}  # fmt: skip
+# For tests whose promise depends on what heads read and write: positions learned and rotated, attention and
+# MLP side by side, norms of queries and keys, a window, norms around attention, norms after it, caps.
+FAMILIES = (
+    *("gpt2", "phi-gqa", "qwen3-gqa-head-dim-window"),
+    *("gemma2-gqa-caps-windows", "gemma3-mqa-windows", "olmo2-gqa"),
+)
 
 # Where each family's blocks and output projections are.
-_LLAMA_LIKE = ("llama", "qwen2", "qwen3", "mistral")
+_LLAMA_LIKE = (
+    *("llama", "qwen2", "qwen3", "mistral", "phi3", "gemma", "gemma2", "gemma3_text", "olmo2", "olmo3"),
+)
 _LAYERS = {
-    "gpt2": "transformer.h",
+    **dict.fromkeys(("gpt2", "gptj", "gpt_neo"), "transformer.h"),
+    "opt": "model.decoder.layers",
     "gpt_neox": "gpt_neox.layers",
     "phi": "model.layers",
     **dict.fromkeys(_LLAMA_LIKE, "model.layers"),
 }
 _OUTPUT_PROJECTION = {
+    "gptj": "attn.out_proj",
+    "gpt_neo": "attn.attention.out_proj",
+    "opt": "self_attn.out_proj",
     "gpt2": "attn.c_proj",
     "gpt_neox": "attention.dense",
     "phi": "self_attn.dense",
     **dict.fromkeys(_LLAMA_LIKE, "self_attn.o_proj"),
 }
+
+
+_FINAL_NORM = {
+    **dict.fromkeys(("gpt2", "gptj", "gpt_neo"), "transformer.ln_f"),
+    "gpt_neox": "gpt_neox.final_layer_norm",
+    "phi": "model.final_layernorm",
+    "opt": "model.decoder.final_layer_norm",
+}
+_NORMS_AFTER = ("gemma2", "gemma3_text", "olmo2", "olmo3")
+
+
+def final_norm(model: transformers.PreTrainedModel) -> torch.nn.Module:
+    return model.get_submodule(_FINAL_NORM.get(model.config.model_type, "model.norm"))
+
+
+def gain(norm: torch.nn.Module) -> torch.Tensor:
+    """What a norm multiplies by in the end: Gemma's stores one less."""
+    return norm.weight + 1 if "Gemma" in type(norm).__name__ else norm.weight
+
+
+def inverse_size(norm: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """What a norm multiplies x by before its gain; a layer norm subtracts the mean first."""
+    if isinstance(norm, torch.nn.LayerNorm):
+        return (x.var(-1, keepdim=True, correction=0) + norm.eps).rsqrt()
+    eps = norm.eps if hasattr(norm, "eps") else norm.variance_epsilon
+    return (x.square().mean(-1, keepdim=True) + eps).rsqrt()
+
+
+def norm_after_attention(
+    model: transformers.PreTrainedModel, block: torch.nn.Module
+) -> torch.nn.Module | None:
+    return block.post_attention_layernorm if model.config.model_type in _NORMS_AFTER else None
+
+
+def mlp_writer(model: transformers.PreTrainedModel, block: torch.nn.Module) -> torch.nn.Module:
+    """The module whose output the MLP adds to the residual."""
+    if model.config.model_type in _NORMS_AFTER:
+        return block.post_feedforward_layernorm
+    return block.fc2 if model.config.model_type == "opt" else block.mlp
+
+
+def first_mlp(model: transformers.PreTrainedModel, x: torch.Tensor) -> torch.Tensor:
+    """What the first block's MLP writes of a residual."""
+    family = model.config.model_type
+    block = model.get_submodule(_LAYERS[family])[0]
+    if family == "opt":
+        return block.fc2(torch.relu(block.fc1(block.final_layer_norm(x))))
+    before = {
+        **dict.fromkeys(("gpt2", "gpt_neo"), "ln_2"), "gptj": "ln_1", "phi": "input_layernorm",
+        **dict.fromkeys(("gemma2", "gemma3_text"), "pre_feedforward_layernorm"),
+        **dict.fromkeys(("olmo2", "olmo3"), None),
+    }.get(family, "post_attention_layernorm")  # fmt: skip
+    output = block.mlp(x if before is None else block.get_submodule(before)(x))
+    return block.post_feedforward_layernorm(output) if family in _NORMS_AFTER else output
+
+
+def values_of(model: transformers.PreTrainedModel, block: torch.nn.Module) -> torch.Tensor:
+    """W_V [D G K] of a block."""
+    family, config = model.config.model_type, model.config
+    H, D = config.num_attention_heads, config.hidden_size
+    if family == "gpt2":
+        weight = block.attn.c_attn.weight[:, 2 * D :].T
+    elif family == "gpt_neox":
+        weight = block.attention.query_key_value.weight.unflatten(0, (H, 3, -1))[:, 2].flatten(0, 1)
+    elif family == "phi3":
+        size = block.self_attn.head_dim * config.num_key_value_heads
+        weight = block.self_attn.qkv_proj.weight[-size:]
+    else:
+        owner = {"gptj": "attn", "gpt_neo": "attn.attention"}.get(family, "self_attn")
+        weight = block.get_submodule(owner).v_proj.weight
+    n_kv_heads = getattr(config, "num_key_value_heads", None) or H
+    return weight.T.unflatten(1, (n_kv_heads, -1))
+
+
+def outputs_of(model: transformers.PreTrainedModel, block: torch.nn.Module) -> torch.Tensor:
+    """W_O [H K D] of a block, with the gain of the norm after attention."""
+    weight = block.get_submodule(_OUTPUT_PROJECTION[model.config.model_type]).weight
+    weight = weight if model.config.model_type == "gpt2" else weight.T
+    norm = norm_after_attention(model, block)
+    weight = weight if norm is None else weight * gain(norm)
+    return weight.unflatten(0, (model.config.num_attention_heads, -1))
 
 
 def random_model(name: str, seed: int = 0) -> transformers.PreTrainedModel:
