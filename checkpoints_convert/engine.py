@@ -35,8 +35,8 @@ DEAD_ENDS = {
     "attention), so that no head has weights of its own",
     r"(m|long|u)?t5.*|m?bart|led|pegasus.*|marian|blenderbot.*|prophetnet|whisper": "an encoder and a "
     "decoder; here a model is a decoder alone",
-    r"(distil|al|mo)?bert.*|(xlm-|cam)?roberta.*|electra|deberta.*": "an encoder, which does not predict a next "
-    "token",
+    r"(distil|al|mo)?bert.*|(xlm-|cam)?roberta.*|electra|deberta.*": "an encoder, which does not predict "
+    "a next token",
     r"mamba.*|rwkv.*|falcon_mamba|xlstm": "it has no attention heads",
     r"mixtral|.*_moe|gpt_oss|dbrx|jamba|llama4.*": "a mixture of experts, which is not here yet",
     r"gemma3n.*|gemma4.*": "its layers share keys and values or mix their inputs, which is not here yet",

@@ -13,10 +13,12 @@ import hashlib
 import json
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+import jax
 from absl import flags
 from headjax.kernels.dispatch import Choice
 
@@ -216,6 +218,34 @@ def forced(config: RunConfig) -> Iterator[None]:
         raise InputError(f"field 'implementation' must name one that can run here; {error}") from error
 
 
+@contextlib.contextmanager
+def kept_programs(checkpoint_dir: str | None) -> Iterator[None]:
+    """Compiled programs are kept beside the converted checkpoints, and not compiled again by the next run.
+
+    Unless JAX is told where, or not to (JAX_COMPILATION_CACHE_DIR, JAX_ENABLE_COMPILATION_CACHE=false).
+    Code is compiled for one processor, so every machine has a folder of its own; it may be removed.
+    """
+    wanted = {
+        "jax_compilation_cache_dir": str(zoo.programs_directory(checkpoint_dir)),
+        # What takes less is compiled as fast as it is read.
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
+    }
+    before = {name: getattr(jax.config, name) for name in wanted}
+    if before["jax_compilation_cache_dir"] is not None:
+        yield
+        return
+    for name, value in wanted.items():
+        jax.config.update(name, value)
+    try:
+        with warnings.catch_warnings():
+            # Another process may be writing a program that this one reads; then it is compiled again.
+            warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache entry")
+            yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
+
+
 def code_and_config(config: RunConfig) -> bytes:
     """A digest of all that must be the same in every process of a run."""
     digest = hashlib.sha256(code_digest().encode())
@@ -252,7 +282,8 @@ def execute(path: str, overrides: Mapping[str, str], planned: bool, progress: bo
         return
     start_processes(config.distributed)
     check_alike("code and config", code_and_config(config))
-    run(config, progress)
+    with kept_programs(config.checkpoint_dir):
+        run(config, progress)
 
 
 if __name__ == "__main__":

@@ -139,6 +139,11 @@ def prefill_bytes(c: ModelConfig, B: int, S: int, positions: str, itemsize: int)
     return itemsize * (kept + residual + B * S * numbers_per_row(c, S))
 
 
+def layer_bytes(c: ModelConfig, B: int, S: int, itemsize: int) -> int:
+    """engine/layer_sweep.py: what is alive inside a layer."""
+    return itemsize * B * S * (numbers_per_row(c, S) + 2 * c.d_model)
+
+
 def logit_bytes(platform: str) -> int:
     """metrics.py: one tile of logits, and what is made of it."""
     return 3 * 4 * TILE_LOGITS[platform]
@@ -196,26 +201,25 @@ def dynamic_scores(c: ModelConfig, prompts: Prompts, n_targets: int, itemsize: i
     tokens = stages(c.vocab_size, n_targets)
     flops = forward(c, B, S) + c.n_layers * hit_flops(c, tokens, 2 * B, platform)
     own = prompts.own
-    activations = prefill_bytes(c, own, S, "last", itemsize) + hit_bytes(c, tokens, 2 * own, platform)
-    activations += 2 * 4 * c.n_layers * own * c.n_heads * c.d_head  # both z, float32
-    return Cost(chunks * flops, activations, frozenset({("_prompt_hits", B, S)}))
+    activations = layer_bytes(c, own, S, itemsize) + hit_bytes(c, tokens, 2 * own, platform)
+    return Cost(chunks * flops, activations, frozenset({("dynamic_scores", B, S)}))
 
 
 def clean_run(c: ModelConfig, prompts: Prompts, itemsize: int, platform: str) -> Cost:
     """engine/clean_run.py: a forward pass, and metrics at the last position."""
     chunks, B, S, _ = prompts
     flops = chunks * (forward(c, B, S) + B * unembedding(c))
-    activations = prefill_bytes(c, prompts.own, S, "last", itemsize) + logit_bytes(platform)
-    return Cost(flops, activations, frozenset({("_metrics", B, S)}))
+    activations = layer_bytes(c, prompts.own, S, itemsize) + logit_bytes(platform)
+    return Cost(flops, activations, frozenset({("clean_run", B, S)}))
 
 
 def logit_attribution(c: ModelConfig, prompts: Prompts, metrics: int, itemsize: int) -> Cost:
     """analyses/logit_attribution.py, once a metric."""
     chunks, B, S, _ = prompts
     heads = c.n_layers * B * 2 * c.d_model * (c.n_heads * c.d_head + 1)
-    programs = frozenset(("_attribute", B, S, metric) for metric in range(metrics))
+    programs = frozenset(("logit_attribution", B, S, metric) for metric in range(metrics))
     flops = metrics * chunks * (forward(c, B, S) + heads)
-    return Cost(flops, prefill_bytes(c, prompts.own, S, "last", itemsize), programs)
+    return Cost(flops, layer_bytes(c, prompts.own, S, itemsize), programs)
 
 
 def gradient_attribution(
@@ -238,7 +242,7 @@ def attention_patterns(c: ModelConfig, prompts: Prompts, itemsize: int, n_patter
     scores = 4 * 4 * prompts.own * c.n_heads * S * S
     activations = prompts.own * S * numbers_per_row(c, S) * itemsize + scores
     flops = chunks * (forward(c, B, S) + pattern)
-    return Cost(flops, activations, frozenset({("_attention_to_targets", B, S)}))
+    return Cost(flops, activations, frozenset({("attention_patterns", B, S)}))
 
 
 # --- relation hits ------------------------------------------------------------------------------------

@@ -226,9 +226,11 @@ class Study:
             self.convert()
         return load_model(self.source, jnp.dtype(compute.dtype), self.forward_mesh, **how)
 
-    def layered(self) -> LayeredModel:
-        """The model for sweeps that read it layer by layer."""
-        return layered_model(self.parameters, jnp.dtype(self.compute.dtype))
+    def sweep_model(self) -> Transformer | LayeredModel:
+        """The model as forward sweeps take it: whole, or layer by layer where `compute.stream` says so."""
+        if self.compute.stream:
+            return layered_model(self.parameters, jnp.dtype(self.compute.dtype))
+        return self.model
 
     def release(self) -> None:
         """Lets go of the model; the next use of it loads it again."""

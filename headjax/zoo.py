@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import importlib.metadata
 import os
+import platform
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -199,6 +200,11 @@ def cache_directory(checkpoint_dir: str | Path | None = None) -> Path:
     return Path(
         checkpoint_dir or os.environ.get("HEADJAX_CACHE") or "~/.cache/headjax/checkpoints"
     ).expanduser()
+
+
+def programs_directory(checkpoint_dir: str | Path | None = None) -> Path:
+    """Where compiled programs are kept: beside the converted checkpoints, a folder for every machine."""
+    return cache_directory(checkpoint_dir).parent / "programs" / (platform.node() or "machine")
 
 
 def resolve(name: str | Path, checkpoint_dir: str | Path | None = None, seed: int = 0) -> str | Path:

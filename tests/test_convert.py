@@ -555,7 +555,7 @@ BAD_INPUTS = {
     ),
     "latent attention": (
         config_fields(model_type="deepseek_v3"),
-        r"got 'deepseek_v3': its heads share one compressed key and value \(multi-head latent attention\)",
+        "got 'deepseek_v3': its heads share one compressed key and value (multi-head latent attention)",
     ),
     "an encoder and a decoder": (config_fields(model_type="t5"), "got 't5': an encoder and a decoder; here"),
     "an encoder": (config_fields(model_type="roberta"), "got 'roberta': an encoder, which does not predict"),

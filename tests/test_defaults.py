@@ -36,7 +36,7 @@ DEFAULTS = {
     **{"n_random_draws": 5, "n_controls": 5, "max_overlap": 0.15, "max_difference": 0.2},
     # What is differentiated, and what attribution is of.
     **{"gradient_attribution.metric": "logprob", "logit_attribution.metric": "logit"},
-    **{"streamed_logit_attribution.metric": "logit", "n_patterns": 3},
+    "n_patterns": 3,
     # Circuits: two stages of 2 % of heads (Merullo et al. 2024), from 1 % of the gap; gradients' top 5 %.
     **{"n_stages": 2, "discover_circuit.share": 0.02, "min_effect": 1.0, "agreement.share": 0.05},
     # Statistics.
@@ -46,6 +46,8 @@ DEFAULTS = {
     **{"orientation": "layer_x", "origin": "lower", "value_name": "Accuracy", "limits": (0.0, 1.0)},
     # Rotary scalings name themselves.
     **{"LinearScaling.kind": "linear", "Llama3Scaling.kind": "llama3", "YarnScaling.kind": "yarn"},
+    # A model is as its config says, and usual where it says nothing.
+    **{"ModelConfig.norms": "before", "ModelConfig.embedding_scale": 1.0, "amplitude": 1.0},
     # Text: whether a space comes before an answer is asked of the text; of words left out ten are named.
     **{
         "Prompt.space": "auto",

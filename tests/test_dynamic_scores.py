@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from headjax.analyses.dynamic_scores import KINDS, dynamic_scores, streamed_dynamic_scores
+from headjax.analyses.dynamic_scores import KINDS, dynamic_scores
 from headjax.data.prompt_sets import template_prompts
 from headjax.data.prompts import batch_prompts, tokenise_pairs
 from headjax.data.relations import Relation
@@ -119,7 +119,7 @@ def test_padding_rows_of_the_vocabulary_are_not_ranked():
     for actual in (
         dynamic_scores(model, prompts, top_k, vocab_size=53),
         dynamic_scores(on_mesh(model, {"data": 2, "model": 4}), prompts, top_k, vocab_size=53),
-        streamed_dynamic_scores(from_memory(model), prompts, top_k, vocab_size=53),
+        dynamic_scores(from_memory(model), prompts, top_k, vocab_size=53),
     ):
         for kind in KINDS:
             np.testing.assert_array_equal(actual.scores[kind], expected[kind])

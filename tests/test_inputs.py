@@ -6,10 +6,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from headjax.analyses.dynamic_scores import dynamic_scores, streamed_dynamic_scores
+from headjax.analyses.dynamic_scores import dynamic_scores
 from headjax.analyses.gradient_attribution import gradient_attribution
-from headjax.analyses.head_ablation import head_ablation, streamed_head_ablation
-from headjax.analyses.logit_attribution import logit_attribution, streamed_logit_attribution
+from headjax.analyses.head_ablation import head_ablation
+from headjax.analyses.logit_attribution import logit_attribution
 from headjax.analyses.path_patching import direct_effects, path_patching
 from headjax.engine.batches import check_prompts
 from headjax.engine.curves import ablation_curves
@@ -31,9 +31,9 @@ SWEEPS: dict[str, Callable] = {
     "direct": direct_effects,
     "paths": path_patching,
     "replacement": lambda *given, **how: find_replacement(*given, "mean", **({"positions": "last"} | how)),
-    "streamed ablation": streamed_head_ablation,
-    "streamed dynamic": lambda *given, **how: streamed_dynamic_scores(*given, K, **how),
-    "streamed attribution": streamed_logit_attribution,
+    "streamed ablation": head_ablation,
+    "streamed dynamic": lambda *given, **how: dynamic_scores(*given, K, **how),
+    "streamed attribution": logit_attribution,
 }
 PROMPTS = dataclasses.replace(random_prompts(53), corrupted=random_prompts(53, seed=1).tokens)
 

@@ -35,15 +35,12 @@ from experiments.config import RunConfig
 from headjax.analyses.base import Asked, effect_grids
 from headjax.analyses.registry import register
 from headjax.costs import Cost, chunked, forward
-from headjax.engine.batches import map_prompts
-from headjax.engine.prefill import prefill
-from headjax.engine.visits import visit_layers
+from headjax.engine.layer_sweep import Sweep, run_sweep
 from headjax.grid import GridSet
 from headjax.options import option
 from headjax.report.table import Table
 from headjax.result import Result
 from headjax.study import Compute, Data
-from headjax.kernels import dispatch
 
 
 class LargestNorm(NamedTuple):
@@ -74,17 +71,12 @@ class HeadNorm(Asked):
 
     def cost(self, study, machine):
         chunks, B, S, _ = chunked(study, study.task_batch(self.prompts).tokens, machine.copies)
-        return Cost(chunks * forward(study.config, B, S), 0, frozenset({("_norms", B, S)}))
+        return Cost(chunks * forward(study.config, B, S), 0, frozenset({("head_norms", B, S)}))
 
     def run(self, study, work):
         batch = study.task_batch(self.prompts)
-        if study.compute.stream:
-            layers = visit_layers(study.layered(), [(batch.tokens, batch.mask)], work.track, "head norms")
-            norms = np.stack([np.linalg.norm(run.z, axis=-1) for _, _, clean in layers for run in clean], 1)
-        else:
-            arrays, batch_size = (batch.tokens, batch.mask), study.compute.batch_size
-            how = (batch_size, work.track, "head norms", work.remember)
-            norms = map_prompts(_norms, study.model, arrays, *how)
+        how = dict(batch_size=study.compute.batch_size, track=work.track, remember=work.remember)
+        norms = run_sweep(NORMS, study.sweep_model(), (batch.tokens, batch.mask), label="head norms", **how)
         norms = norms**self.power
         grids = effect_grids(study, batch, "head_norm", norms, "", np.zeros(len(norms)))
         largest = enumerate(norms.max(axis=(0, 2)))
@@ -96,10 +88,12 @@ class HeadNorm(Asked):
         return [Table(stem, LargestNorm._fields, found.tables[stem], f"largest norms of {name}")]
 
 
-@dispatch.jit
-def _norms(model, tokens, mask):
-    z = prefill(model, tokens, mask, keep="last").z[:, :, -1]
-    return jnp.moveaxis(jnp.linalg.norm(z, axis=-1), 0, 1)
+NORMS = Sweep(
+    "head_norms",
+    begin=lambda model, tokens, mask: None,
+    layer=lambda block, ran, asked, shared: jnp.linalg.norm(ran.z[:, -1], axis=-1),
+    finish=lambda model, asked, kept, ends: jnp.moveaxis(kept, 0, 1),
+)
 
 
 def get_config():

@@ -32,6 +32,7 @@ from headjax.config import ModelConfig, Rotary
 from headjax.costs import Prompts, parameter_bytes
 from headjax.engine import clean_run, variant_step
 from headjax.engine.hits import screening_stages
+from headjax.engine.layer_sweep import _program
 from headjax.engine.mesh import parameter_sharding
 from headjax.engine.prefill import prefill
 from headjax.errors import InputError
@@ -91,9 +92,9 @@ def test_flops_of_forward_sweeps_are_those_of_their_programs(model):
     tokens, mask, answers, distractors = PROMPTS.tokens, PROMPTS.mask, PROMPTS.answers, PROMPTS.distractors
     one = Prompts(1, B, S)
 
-    attributed = traced(logit_attribution._attribute, model, tokens, mask, answers)
+    attributed = traced(_program(logit_attribution.SWEEP), (model, None), tokens, mask, answers)
     assert costs.logit_attribution(SMALL, one, 1, 4).flops == pytest.approx(attributed, rel=0.01)
-    patterns = traced(attention_patterns._attention_to_targets, model, tokens, mask)
+    patterns = traced(_program(attention_patterns.SWEEP), (model, None), tokens, mask)
     assert costs.attention_patterns(SMALL, one, 4).flops == pytest.approx(patterns, rel=0.01)
     zeros = np.zeros((SMALL.n_layers, 1, 1, 1, 1), np.float32)
     gradient = traced(
@@ -165,7 +166,7 @@ def test_flops_of_relation_hits_are_those_of_their_program(model):
     assert planned == pytest.approx(SMALL.n_layers * counted, rel=0.01)
     slots = PROMPTS.answers[:, None]
     arrays = (PROMPTS.tokens, PROMPTS.mask, PROMPTS.sources, slots, slots[:, 0] * 0 + 3)
-    counted = traced(dynamic_scores._prompt_hits, (model, ((stages[0].rows, stages[0].largest),)), *arrays)
+    counted = traced(_program(dynamic_scores.SWEEP), (model, ((stages[0].rows, stages[0].largest),)), *arrays)
     planned = costs.dynamic_scores(SMALL, Prompts(1, B, S), B, 4, "cpu").flops
     assert planned == pytest.approx(counted, rel=0.01)
 
@@ -225,7 +226,13 @@ def test_every_program_of_a_run_is_planned(config: RunConfig, count_compiles):
         run(config, progress=False)
     names = Counter(name.removeprefix("jit(").removesuffix(")") for name in compiled)
     assert {name: names[name] for name in planned} == planned
-    assert set(planned) >= {"_hits_of_heads", "_prompt_hits", "_attribute", "prefill", "variant_step"}
+    assert set(planned) >= {
+        "_hits_of_heads",
+        "dynamic_scores",
+        "logit_attribution",
+        "prefill",
+        "variant_step",
+    }
 
 
 def test_bytes_read_are_the_parameters_once_and_what_relation_scores_read(config: RunConfig):
@@ -338,7 +345,7 @@ def test_the_clean_run_is_planned_and_runs_last(config: RunConfig, model):
     (row,) = plan.plan_model(study, weights.analyses, itemsizes, machine)
     assert row.analysis == "relation_scores"
     answers = (PROMPTS.answers, PROMPTS.distractors)
-    counted = traced(clean_run._metrics, model, PROMPTS.tokens, PROMPTS.mask, *answers)
+    counted = traced(_program(clean_run.SWEEP), (model, None), PROMPTS.tokens, PROMPTS.mask, *answers)
     assert costs.clean_run(SMALL, Prompts(1, B, S=PROMPTS.tokens.shape[1]), 4, "cpu").flops == pytest.approx(
         counted, rel=0.01
     )

@@ -13,7 +13,10 @@ from headjax.grid import GridSet, load_npz, measure
 from tests.helpers.runs import altered, run_config
 from tests.helpers.story_prompts import PROMPTS
 
-STREAMED = ("relation_scores", "dynamic_scores", "logit_attribution", "head_ablation")
+STREAMED = (
+    *("relation_scores", "dynamic_scores", "logit_attribution", "head_ablation", "attention_patterns"),
+    "salient_operations",
+)
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +78,8 @@ def test_a_streamed_run_finds_what_the_other_finds_and_converts_nothing(config, 
     ("changes", "message"),
     [
         (
-            {"analyses": ("relation_scores", "attention_patterns")},
-            "'stream' is for .*; attention_patterns: .* whole models",
+            {"analyses": ("relation_scores", "gradient_attribution")},
+            "'stream' is for .*; gradient_attribution: .* whole models",
         ),
         (
             {"analyses": ("head_ablation",), "positions": "all"},

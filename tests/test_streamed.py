@@ -13,10 +13,8 @@ import numpy as np
 import pytest
 
 from checkpoints_convert.engine import open_source
-from headjax.analyses import dynamic_scores, head_ablation, logit_attribution
-from headjax.analyses.dynamic_scores import streamed_dynamic_scores
-from headjax.analyses.head_ablation import streamed_head_ablation
-from headjax.analyses.logit_attribution import streamed_logit_attribution
+from headjax.analyses import attention_patterns, dynamic_scores, head_ablation, logit_attribution
+from headjax.engine.clean_run import clean_metrics
 from headjax.engine.metrics import METRICS
 from headjax.errors import InputError
 from headjax.model import Transformer, parameter_shapes
@@ -42,14 +40,14 @@ def test_every_sweep_equals_the_one_that_holds_the_model(name: str):
     read = from_memory(model, log)
     once = [*range(model.config.n_layers)]
 
-    ours = streamed_head_ablation(read, prompts, **BATCHED, variant_batch=4)
+    ours = head_ablation.head_ablation(read, prompts, **BATCHED, variant_batch=4)
     assert log == [None, *once]
     expected = head_ablation.head_ablation(model, prompts)
     assert_same_metrics(ours.clean, expected.clean)
     assert_same_metrics(ours.ablated, expected.ablated)
 
     top_k = np.arange(1, 8, dtype=np.int32) * 3
-    ours = streamed_dynamic_scores(read, prompts, top_k, **BATCHED)
+    ours = dynamic_scores.dynamic_scores(read, prompts, top_k, **BATCHED)
     expected = dynamic_scores.dynamic_scores(model, prompts, top_k)
     assert log == [None, *once, *once]
     assert ours.groups == expected.groups
@@ -58,7 +56,7 @@ def test_every_sweep_equals_the_one_that_holds_the_model(name: str):
     assert 0 < np.mean([scores.mean() for scores in expected.scores.values()]) < 1
 
     for metric in ("logit", "logit_diff"):
-        ours = streamed_logit_attribution(read, prompts, metric=metric, **BATCHED)
+        ours = logit_attribution.logit_attribution(read, prompts, metric=metric, **BATCHED)
         expected = logit_attribution.logit_attribution(model, prompts, metric=metric)
         for one, other in zip(ours, expected, strict=True):
             if np.any(other):
@@ -66,6 +64,14 @@ def test_every_sweep_equals_the_one_that_holds_the_model(name: str):
             else:
                 np.testing.assert_array_equal(one, other)
     assert log == [None, *once * 4]
+
+    ours = attention_patterns.attention_patterns(read, prompts.tokens, prompts.mask, **BATCHED)
+    expected = attention_patterns.attention_patterns(model, prompts.tokens, prompts.mask)
+    for pattern in attention_patterns.PATTERNS:
+        np.testing.assert_allclose(getattr(ours, pattern), getattr(expected, pattern), atol=2e-6)
+    assert ours.n_tokens == expected.n_tokens
+    assert_same_metrics(clean_metrics(read, prompts, **BATCHED), clean_metrics(model, prompts))
+    assert log == [None, *once * 6]
 
 
 @pytest.mark.parametrize(("ablation", "paired"), [("mean", False), ("resample", True), ("resample", False)])
@@ -75,7 +81,7 @@ def test_replacements_are_found_on_the_way(ablation: str, paired: bool):
     if not paired:
         prompts = dataclasses.replace(prompts, corrupted=None)
     how = {"ablation": ablation, "kv_groups": not paired, "seed": 5}
-    ours = streamed_head_ablation(from_memory(model), prompts, **how, **BATCHED)
+    ours = head_ablation.head_ablation(from_memory(model), prompts, **how, **BATCHED)
     expected = head_ablation.head_ablation(model, prompts, **how)
     assert_same_metrics(ours.clean, expected.clean)
     assert_same_metrics(ours.ablated, expected.ablated)
@@ -100,7 +106,7 @@ def test_layers_come_from_either_kind_of_directory():
     for parameters in (Converted(converted), HuggingFace(open_source(source))):
         read = layered_model(parameters, jnp.float32)
         assert read.config == model.config
-        for one, other in zip(streamed_logit_attribution(read, prompts), expected, strict=True):
+        for one, other in zip(logit_attribution.logit_attribution(read, prompts), expected, strict=True):
             np.testing.assert_allclose(one, other, rtol=0, atol=2e-5 * np.abs(other).max())
 
 
@@ -108,7 +114,7 @@ def test_layers_come_from_either_kind_of_directory():
 def test_what_changes_nothing_has_no_effect_to_the_last_bit(dtype: str):
     model = deaf_model("llama", dtype)
     prompts = prompts_for(model)
-    result = streamed_head_ablation(from_memory(model), prompts, variant_batch=4, **BATCHED)
+    result = head_ablation.head_ablation(from_memory(model), prompts, variant_batch=4, **BATCHED)
     held = head_ablation.head_ablation(model, prompts, variant_batch=4, **BATCHED)
     for metric in METRICS:
         np.testing.assert_array_equal(result.effect(metric)[:, 1], np.zeros((3, 7)))
@@ -127,7 +133,7 @@ def test_the_device_holds_two_layers_and_the_rows(monkeypatch):
     prompts = random_prompts(config.vocab_size, lengths=(5, 4))
     rows_bytes = 4 * 2 * config.d_model * (config.n_layers * config.n_heads + 5)
     del model
-    streamed_head_ablation(read, prompts)  # compiles, and leaves its constants behind
+    head_ablation.head_ablation(read, prompts)  # compiles, and leaves its constants behind
     gc.collect()
     before = sum(array.nbytes for array in jax.live_arrays())
     seen = Counter()
@@ -141,7 +147,7 @@ def test_the_device_holds_two_layers_and_the_rows(monkeypatch):
     monkeypatch.setattr(head_ablation, "_pass_layer", looking)
     gc.disable()  # no layer may wait for Python's next search for cycles
     try:
-        streamed_head_ablation(read, prompts, variant_batch=3)
+        head_ablation.head_ablation(read, prompts, variant_batch=3)
     finally:
         gc.enable()
     assert seen["times"] > config.n_layers
@@ -153,11 +159,11 @@ def test_what_cannot_be_streamed_is_refused():
     model = informative_model(CONFIGS["gpt2"])
     prompts, read = random_prompts(model.config.vocab_size), from_memory(model)
     with pytest.raises(InputError, match="last position"):
-        streamed_head_ablation(read, prompts, positions="all")
+        head_ablation.head_ablation(read, prompts, positions="all")
     with pytest.raises(InputError, match="means over prompts"):
-        streamed_head_ablation(read, prompts, ablation="mean", mean_over="tokens")
+        head_ablation.head_ablation(read, prompts, ablation="mean", mean_over="tokens")
     with pytest.raises(InputError, match="field 'ablation'"):
-        streamed_head_ablation(read, prompts, ablation="none")
+        head_ablation.head_ablation(read, prompts, ablation="none")
 
 
 def test_a_run_is_named_whose_numbers_are_none():
@@ -167,6 +173,6 @@ def test_a_run_is_named_whose_numbers_are_none():
     parameters.values["embed.W_E"][prompts.tokens[4, -1]] = np.nan
     broken = layered_model(parameters)
     with pytest.raises(InputError, match=r"prompt 4 gives NaN|gives NaN"):
-        streamed_head_ablation(broken, prompts)
+        head_ablation.head_ablation(broken, prompts)
     with pytest.raises(InputError, match="gives NaN"):
-        streamed_logit_attribution(broken, prompts)
+        logit_attribution.logit_attribution(broken, prompts)

@@ -22,7 +22,7 @@ import numpy as np
 from checkpoints_convert.engine import open_source
 from experiments.benchmarks.measure import bytes_read, matmul_rate, peak_resident, seconds, usable_cores
 from experiments.benchmarks.synthetic import llama_config, write_checkpoint
-from headjax.analyses.head_ablation import head_ablation, streamed_head_ablation
+from headjax.analyses.head_ablation import head_ablation
 from headjax.data.prompts import Prompt, PromptBatch
 from headjax.engine.metrics import Metrics
 from headjax.model import build_model, parameter_shapes
@@ -64,7 +64,7 @@ def sweep_limited(directory: Path, out: Path) -> dict:
             ends.append(time.perf_counter())
 
     model = layered_model(HuggingFace(open_source(directory)), jnp.float32)
-    found = streamed_head_ablation(model, prompts(), kv_groups=True, track=timed)
+    found = head_ablation(model, prompts(), kv_groups=True, track=timed)
     np.savez(out, **found.ablated._asdict())
     return {
         "layers": np.diff(ends).tolist(),

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -25,17 +24,18 @@ from jaxtyping import Bool, Float, Int
 
 from headjax import costs, figures
 from headjax.analyses.base import Asked, Coordinates
-from headjax.axes import Residual, TokenMask, Tokens
+from headjax.axes import TokenMask, Tokens
 from headjax.config import ModelConfig
 from headjax.costs import Cost, Machine
 from headjax.data.prompt_sets import MAX_PROMPTS
 from headjax.data.prompts import PromptBatch
-from headjax.engine.batches import Remember, Track, Work, compute_anew, map_prompts, untracked
+from headjax.engine.batches import Remember, Track, Work, compute_anew, untracked
+from headjax.engine.layer_sweep import Ends, LayerRun, Sweep, run_sweep
 from headjax.errors import InputError
 from headjax.grid import GridSet
 from headjax.inputs import check_count, check_ids, check_options, check_tokens
-from headjax.kernels import dispatch
-from headjax.model import Block, Transformer, mask_positions
+from headjax.model import Block, Transformer
+from headjax.parameters.layered import LayeredModel
 from headjax.report.drawing import figure_path
 from headjax.report.options import Report
 from headjax.result import Result
@@ -94,7 +94,7 @@ def repeated_tokens(
 
 
 def attention_patterns(
-    model: Transformer,
+    model: Transformer | LayeredModel,
     tokens: Any,
     mask: Any = None,
     *,
@@ -110,9 +110,8 @@ def attention_patterns(
     tokens, mask = check_tokens(tokens, mask, model.config)
     tokens = np.asarray(tokens)
     mask = np.ones(tokens.shape, bool) if mask is None else np.asarray(mask)
-    attention, n_tokens = map_prompts(
-        _attention_to_targets, model, (tokens, mask), batch_size, track, "attention patterns", remember
-    )
+    how = {"batch_size": batch_size, "track": track, "remember": remember}
+    attention, n_tokens = run_sweep(SWEEP, model, (tokens, mask), label="attention patterns", **how)
     if not np.isfinite(attention).all():
         prompt = int(np.argmin(np.isfinite(attention).all(axis=(1, 2, 3))))
         raise InputError(f"attention must be finite numbers; prompt {prompt} gives NaN or infinity")
@@ -123,32 +122,32 @@ def attention_patterns(
     return PatternScores(*scores, n_tokens=dict(zip(PATTERNS, n_tokens.tolist(), strict=True)))
 
 
-@dispatch.jit
-def _attention_to_targets(
-    model: Transformer, tokens: Tokens, mask: TokenMask
-) -> tuple[Float[Array, "B 3 L H"], Int[Array, "B 3"]]:
-    """Attention paid to the targets of each score, summed over tokens; and how many tokens have targets."""
-    positions, valid = mask_positions(mask), jnp.asarray(mask)
-    targets = _targets(jnp.asarray(tokens), valid)
-
-    def layer(x: Residual, block: Block) -> tuple[Residual, Float[Array, "B 3 H"]]:
-        q, k, v = block.project(x, positions)
-        pattern = block.attn.pattern(q, k, valid)
-        paid = jnp.einsum("bhst,bpst->bph", pattern, targets.astype(pattern.dtype), precision="highest")
-        return block.finish(x, block.attn.attend(q, k, v, valid)), paid
-
-    _, paid = jax.lax.scan(layer, model.embed(tokens, positions), model.blocks)
-    return jnp.moveaxis(paid, 0, 2), targets.any(axis=-1).sum(axis=-1)
-
-
-def _targets(tokens: Int[Array, "B S"], valid: Bool[Array, "B S"]) -> Bool[Array, "B 3 S S"]:
+def _targets(_model: Transformer, tokens: Tokens, mask: TokenMask) -> Bool[Array, "B 3 S S"]:
     """Which earlier tokens [.. t] each token [.. s] should attend to, for every score of PATTERNS."""
-    S = tokens.shape[1]
+    tokens, valid, S = jnp.asarray(tokens), jnp.asarray(mask), tokens.shape[1]
     earlier = jnp.tril(jnp.ones((S, S), bool), k=-1)[None] & valid[:, :, None] & valid[:, None, :]
     previous = jnp.eye(S, k=-1, dtype=bool)[None] & earlier
     duplicate = (tokens[:, :, None] == tokens[:, None, :]) & earlier
     after_duplicate = jnp.pad(duplicate[:, :, :-1], ((0, 0), (0, 0), (1, 0))) & earlier
     return jnp.stack([previous, duplicate, after_duplicate], axis=1)
+
+
+def _paid(
+    block: Block, ran: LayerRun, targets: Bool[Array, "B 3 S S"], _shared: None
+) -> Float[Array, "B 3 H"]:
+    """Attention paid to the targets of each score, summed over tokens."""
+    pattern = block.attn.pattern(ran.q, ran.k, ran.valid)
+    return jnp.einsum("bhst,bpst->bph", pattern, targets.astype(pattern.dtype), precision="highest")
+
+
+def _finish(
+    _model: Transformer, targets: Bool[Array, "B 3 S S"], paid: Float[Array, "L B 3 H"], _ends: Ends
+) -> tuple[Float[Array, "B 3 L H"], Int[Array, "B 3"]]:
+    """With how many tokens have targets."""
+    return jnp.moveaxis(paid, 0, 2), targets.any(axis=-1).sum(axis=-1)
+
+
+SWEEP = Sweep("attention_patterns", _targets, _paid, _finish)
 
 
 REPEATED = "repeated_tokens"  # where a grid names a relation: random tokens written twice
@@ -159,9 +158,10 @@ class AttentionPatterns(Asked):
     """Previous-token, duplicate-token and induction scores, on random tokens written twice and on prompts."""
 
     kind = "attention_patterns"
+    streams = True
 
     def reads(self, data: Data) -> frozenset[str]:
-        return super().reads(data) - {"report.heat_maps"}
+        return super().reads(data) - {"report.heat_maps"} | {"compute.stream"}
 
     def clean_sets(self, study: Study) -> Sequence[tuple[str, PromptBatch]]:
         return ()  # attention, not an effect on answers
@@ -187,8 +187,8 @@ class AttentionPatterns(Asked):
         batch = study.task_batch(self.prompts)
         how = {"batch_size": study.compute.batch_size, "track": work.track, "remember": work.remember}
         measured = {
-            REPEATED: attention_patterns(study.model, self._repeated(study), **how),
-            "prompts": attention_patterns(study.model, batch.tokens, batch.mask, **how),
+            REPEATED: attention_patterns(study.sweep_model(), self._repeated(study), **how),
+            "prompts": attention_patterns(study.sweep_model(), batch.tokens, batch.mask, **how),
         }
         grids = (
             study.grid(on, f"attention_{pattern}", getattr(scores, pattern), scores.n_tokens[pattern])

@@ -25,7 +25,6 @@ from headjax.data.hit_rule import COPYING
 from headjax.data.prompts import Prompt, PromptBatch
 from headjax.engine.batches import Track, Work, untracked
 from headjax.engine.clean_run import clean_metrics, clean_row
-from headjax.engine.clean_run import streamed_clean_metrics as clean_streamed
 from headjax.engine.metrics import METRICS, Metrics
 from headjax.engine.replacement import ABLATIONS, find_donors
 from headjax.errors import InputError, shown
@@ -329,15 +328,9 @@ def clean_rows(study: Study, analyses: Mapping[str, Analysis], track: Track) -> 
     """What the model does on all prompts that effects are measured on; a row for each relation and set."""
     found = []
     for batch, labels in clean_batches(study, analyses):
-        metrics, rows = _clean(study, batch, track), rows_by_relation(batch)
+        how = {"batch_size": study.compute.batch_size, "track": track}
+        metrics, rows = clean_metrics(study.sweep_model(), batch, **how), rows_by_relation(batch)
         for relation, label in labels.items():
             of_relation = Metrics(*(m if m is None else m[rows[relation]] for m in metrics))
             found.append(clean_row(study.display_name, relation, label, of_relation))
     return tuple(found)
-
-
-def _clean(study: Study, batch: PromptBatch, track: Track) -> Metrics:
-    how = {"batch_size": study.compute.batch_size, "track": track}
-    if study.compute.stream:
-        return clean_streamed(study.layered(), batch, **how)
-    return clean_metrics(study.model, batch, **how)

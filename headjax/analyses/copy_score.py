@@ -191,9 +191,13 @@ class CopyScore(Analysis):
     """Whether each head writes the name it attends to (Wang et al. 2022), plain and negated."""
 
     kind = "copy_score"
+    streams = True
 
     def reads(self, data: Data) -> frozenset[str]:
         return WEIGHTS | (MAPS - {"report.heat_maps"}) | {"compute.implementation"}
+
+    def needs_model(self, study: Study) -> bool:
+        return False
 
     def check(self, study: Study, before: Coordinates) -> Coordinates:
         ioi_names(study.tokenizer)

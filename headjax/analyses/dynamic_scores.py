@@ -12,11 +12,9 @@ Its z is then the source position's value vector, which the same forward pass ha
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -33,26 +31,14 @@ from headjax.analyses.base import (
     hit_fields,
     rows_by_relation,
 )
-from headjax.config import ModelConfig
 from headjax.costs import Cost, Machine
 from headjax.data.prompts import PromptBatch
-from headjax.engine.batches import (
-    Remember,
-    Track,
-    Work,
-    check_prompts,
-    compute_anew,
-    map_prompts,
-    prompt_chunks,
-    untracked,
-)
+from headjax.engine.batches import Remember, Track, Work, check_prompts, compute_anew, untracked
 from headjax.engine.hits import Stage, relation_hits, screening_stages
-from headjax.engine.prefill import prefill
-from headjax.engine.visits import CleanLayer, visit_layers
+from headjax.engine.layer_sweep import Ends, LayerRun, Sweep, run_sweep
 from headjax.errors import InputError, shown
 from headjax.grid import SUPPRESSION, GridSet
 from headjax.inputs import as_array
-from headjax.kernels import dispatch
 from headjax.model import Block, Transformer
 from headjax.parameters.layered import LayeredModel
 from headjax.report.correlations import Correlation, correlation_latex, correlation_table, correlations
@@ -85,7 +71,7 @@ class DynamicShares(NamedTuple):
 
 
 def dynamic_scores(
-    model: Transformer,
+    model: Transformer | LayeredModel,
     prompts: PromptBatch,
     top_k: Any,
     *,
@@ -108,12 +94,17 @@ def dynamic_scores(
     """
     prompts = check_prompts(prompts, model.config, batch_size=batch_size)
     top_k = check_sources(prompts, top_k)
-    stages = screening_stages(model.unembed_rows, prompts.answers, seed=seed, vocab_size=vocab_size)
-    vocabularies = tuple((stage.rows, stage.largest) for stage in stages)
+    unembed = model.outer.unembed_rows if isinstance(model, LayeredModel) else model.unembed_rows
+    stages = screening_stages(unembed, prompts.answers, seed=seed, vocab_size=vocab_size)
     slots = np.stack([np.asarray(stage.target) for stage in stages], axis=1)
-    arrays = (prompts.tokens, prompts.mask, prompts.sources, slots, top_k)
-    whole = (model, vocabularies)
-    hits, finite = map_prompts(_prompt_hits, whole, arrays, batch_size, track, "dynamic scores", remember)
+    hits, finite = run_sweep(
+        *(SWEEP, model, (prompts.tokens, prompts.mask, prompts.sources, slots, top_k)),
+        shared=tuple((stage.rows, stage.largest) for stage in stages),
+        batch_size=batch_size,
+        label="dynamic scores",
+        track=track,
+        remember=remember,
+    )
     return share_of_hits(hits, finite, prompts)
 
 
@@ -143,101 +134,59 @@ def share_of_hits(
     return DynamicShares(rows, np.bincount(row), {kind: shares[:, :, :, i] for i, kind in enumerate(KINDS)})
 
 
-@dispatch.jit
-def _prompt_hits(
-    model_and_vocabularies: tuple[Transformer, tuple[tuple[Array, Array], ...]],
-    tokens: Int[Array, "B S"],
-    mask: Bool[Array, "B S"],
+class Asked(NamedTuple):
+    """Of every prompt: its source's position, its target's place in each vocabulary, and k."""
+
+    sources: Int[Array, " B"]
+    slots: Int[Array, "B stages"]
+    top_k: Int[Array, " B"]
+
+
+def _begin(
+    _model: Transformer,
+    _tokens: Int[Array, "B S"],
+    _mask: Bool[Array, "B S"],
     sources: Int[Array, " B"],
     slots: Int[Array, "B stages"],
     top_k: Int[Array, " B"],
-) -> tuple[Bool[Array, "B L H 4"], Bool[Array, " B"]]:
-    """Hits of the kinds in KINDS, and whether the numbers behind them were finite."""
-    model, vocabularies = model_and_vocabularies
-    config = model.config
-    run = prefill(model, tokens, mask, keep="last")
-    source_values = run.v[:, jnp.arange(len(tokens)), sources]
-    stages = tuple(
-        Stage(rows, jnp.tile(slots[:, i], 2), largest) for i, (rows, largest) in enumerate(vocabularies)
-    )
-
-    def layer(inputs: tuple[Array, Array, Block]) -> tuple[Array, Array]:
-        z, values, block = inputs
-        return layer_hits(config, z, values, block.writes[0], stages, top_k)
-
-    hits, finite = jax.lax.map(layer, (run.z[:, :, 0], source_values, model.blocks))
-    finite = finite.all(axis=0) & jnp.isfinite(run.residual[-1]).all(axis=(1, 2))
-    return jnp.moveaxis(hits, 0, 1), finite
+) -> Asked:
+    return Asked(jnp.asarray(sources), jnp.asarray(slots), jnp.asarray(top_k))
 
 
-def layer_hits(
-    config: ModelConfig,
-    z: Float[Array, "B H K"],
-    source_values: Float[Array, "B G K"],
-    W_O: Float[Array, "H K D"],
-    stages: tuple[Stage, ...],
-    top_k: Int[Array, " B"],
+def _layer_hits(
+    block: Block, ran: LayerRun, asked: Asked, vocabularies: tuple[tuple[Array, Array], ...]
 ) -> tuple[Bool[Array, "B H 4"], Bool[Array, " B"]]:
     """Hits of one layer's heads of the kinds in KINDS, and whether the numbers behind them were finite.
 
-    z is that of the last position; the targets in `stages` are those of the prompts, twice.
+    `vocabularies` are the rows of the unembedding that each stage of screening counts, and the largest norm.
     """
-    H, B = config.n_heads, len(z)
+    z, config = ran.z[:, -1], block.config
+    B, H, _ = z.shape
+    source_values = ran.v[jnp.arange(B), asked.sources]
     # Query head h reads key/value head h // (H / G).
     without_context = jnp.repeat(source_values, H // config.n_kv_heads, axis=1)
     # Both as pairs of the same heads, so that whatever depends on the weights alone is made once.
     both = jnp.concatenate([z, without_context])
+    stages = tuple(
+        Stage(rows, jnp.tile(asked.slots[:, i], 2), largest) for i, (rows, largest) in enumerate(vocabularies)
+    )
     how = config.precision, config.implementation
-    hits = relation_hits(jnp.swapaxes(both, 0, 1), W_O, stages, jnp.tile(top_k, 2), *how)
+    hits = relation_hits(jnp.swapaxes(both, 0, 1), block.writes[0], stages, jnp.tile(asked.top_k, 2), *how)
     hits = jnp.stack(hits, axis=-1).reshape(H, 2, B, 2).transpose(2, 0, 1, 3).reshape(B, H, 4)
     return hits, jnp.isfinite(both).reshape(2, B, -1).all(axis=(0, 2))
 
 
-def streamed_dynamic_scores(
-    model: LayeredModel,
-    prompts: PromptBatch,
-    top_k: Any,
-    *,
-    batch_size: int = 64,
-    seed: int = 0,
-    vocab_size: int | None = None,
-    track: Track = untracked,
-) -> DynamicShares:
-    """Dynamic scores of every head, all four kinds from one pass over the layers.
-
-    Raises InputError for a prompt without a source and for head outputs that are not finite.
-    """
-    prompts = check_prompts(prompts, model.config, batch_size=batch_size)
-    top_k = check_sources(prompts, top_k)
-    stages = screening_stages(model.outer.unembed_rows, prompts.answers, seed=seed, vocab_size=vocab_size)
-    chunks = prompt_chunks(len(prompts.tokens), batch_size)
-    runs = [(prompts.tokens[rows], prompts.mask[rows]) for rows in chunks]
-    hits, finite = [], np.ones(len(prompts.tokens), bool)
-    for _, block, clean in visit_layers(model, runs, track, "streamed dynamic scores"):
-        of_layer = []
-        for rows, run in zip(chunks, clean, strict=True):
-            own = tuple(stage._replace(target=stage.target[rows]) for stage in stages)
-            found, good = _head_hits(block, run, own, prompts.sources[rows], top_k[rows])
-            of_layer.append(np.asarray(found))
-            finite[rows] &= np.asarray(good)
-        hits.append(np.concatenate(of_layer)[: len(prompts.tokens)])
-        del block, clean, run
-    return share_of_hits(np.stack(hits, axis=1), finite, prompts)
+def _finish(
+    _model: Transformer,
+    _asked: Asked,
+    kept: tuple[Bool[Array, "L B H 4"], Bool[Array, "L B"]],
+    ends: Ends,
+) -> tuple[Bool[Array, "B L H 4"], Bool[Array, " B"]]:
+    hits, finite = kept
+    return jnp.moveaxis(hits, 0, 1), finite.all(axis=0) & jnp.isfinite(ends.last).all(axis=1)
 
 
-@dispatch.jit
-def _head_hits(
-    block: Block,
-    run: CleanLayer,
-    stages: tuple[Stage, ...],
-    sources: Int[Array, " B"],
-    top_k: Int[Array, " B"],
-) -> tuple[Bool[Array, "B H 4"], Bool[Array, " B"]]:
-    """Hits of the kinds in KINDS, and whether the numbers behind them were finite."""
-    values = run.v[jnp.arange(len(sources)), sources]
-    stages = tuple(stage._replace(target=jnp.tile(stage.target, 2)) for stage in stages)
-    hits, finite = layer_hits(block.config, run.z, values, block.writes[0], stages, top_k)
-    return hits, finite & jnp.isfinite(run.after).all(axis=1)
+SWEEP = Sweep("dynamic_scores", _begin, _layer_hits, _finish)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,18 +220,15 @@ class DynamicScores(Analysis):
 
     def run(self, study: Study, work: Work) -> Result:
         (batch,) = self.batches(study)
-        sweep = (
-            partial(streamed_dynamic_scores, study.layered())
-            if study.compute.stream
-            else partial(dynamic_scores, study.model, remember=work.remember)
-        )
-        scores = sweep(
+        scores = dynamic_scores(
+            study.sweep_model(),
             batch,
             np.array([study.rule.k(prompt.relation) for prompt in batch.prompts], np.int32),
             batch_size=study.compute.batch_size,
             seed=study.seed,
             vocab_size=study.vocab_size,
             track=work.track,
+            remember=work.remember,
         )
         grids = (
             study.grid(relation, kind, grid[r], int(scores.n_prompts[r]), template=template)

@@ -72,7 +72,7 @@ class AblationMetrics(NamedTuple):
 
 
 def head_ablation(
-    model: Transformer,
+    model: Transformer | LayeredModel,
     prompts: PromptBatch,
     *,
     ablation: str = "zero",
@@ -93,9 +93,16 @@ def head_ablation(
       kv_groups: ablate all query heads of a key/value head together.
       batch_size: prompts that are run at once; variant_batch: heads, None chooses by the free memory.
 
-    Raises InputError as `check_prompts`, `find_replacement` and `run_variants` do.
+    A model that is read layer by layer is ablated at the last position; means over prompts and resampled
+    outputs are found as its layers pass.
+
+    Raises InputError as `check_prompts`, `find_replacement` and `run_variants` do, and for what cannot be
+    done layer by layer.
     """
     how = {"positions": positions, "mean_over": mean_over}
+    if isinstance(model, LayeredModel):
+        options = {"ablation": ablation, "kv_groups": kv_groups, "batch_size": batch_size, "seed": seed}
+        return _layer_by_layer(model, prompts, **options, **how, variant_batch=variant_batch, track=track)
     prompts = check_prompts(prompts, model.config, **how, batch_size=batch_size, variant_batch=variant_batch)
     L, n_units = model.config.n_layers, model.config.n_kv_heads if kv_groups else model.config.n_heads
     replacement = find_replacement(
@@ -130,18 +137,18 @@ def single_gains(config: ModelConfig, n_units: int) -> Float[np.ndarray, "M L H"
     return 1 - ablated.reshape(-1, config.n_layers, config.n_heads)
 
 
-def streamed_head_ablation(
+def _layer_by_layer(
     model: LayeredModel,
     prompts: PromptBatch,
     *,
-    ablation: str = "zero",
-    positions: Positions = "last",
-    mean_over: str = "prompts",
-    kv_groups: bool = False,
-    batch_size: int = 64,
-    variant_batch: int | None = None,
-    seed: int = 0,
-    track: Track = untracked,
+    ablation: str,
+    positions: Positions,
+    mean_over: str,
+    kv_groups: bool,
+    batch_size: int,
+    variant_batch: int | None,
+    seed: int,
+    track: Track,
 ) -> AblationMetrics:
     """Ablates every head alone at the last position, on every prompt.
 
@@ -286,12 +293,8 @@ class HeadAblation(Measured, Ablating):
 
     def run(self, study: Study, work: Work) -> Result:
         batch = study.task_batch(self.prompts)
-        sweep = (
-            partial(streamed_head_ablation, study.layered())
-            if study.compute.stream
-            else partial(head_ablation, study.model, remember=work.remember)
-        )
-        result = sweep(
+        result = head_ablation(
+            study.sweep_model(),
             batch,
             **self.how,
             positions=self.positions,
@@ -300,6 +303,7 @@ class HeadAblation(Measured, Ablating):
             variant_batch=study.compute.variant_batch,
             seed=study.seed,
             track=work.track,
+            remember=work.remember,
         )
         where = {"replacement": self.replacement, "positions": self.positions}
         grids: list[HeadGrid] = []

@@ -12,7 +12,6 @@ logits, what is taken apart is the logit before the cap.
 """
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,21 +25,10 @@ from headjax import costs
 from headjax.analyses.base import Asked, Coordinates, effect_grids
 from headjax.costs import Cost, Machine
 from headjax.data.prompts import PromptBatch
-from headjax.engine.batches import (
-    Remember,
-    Track,
-    Work,
-    check_prompts,
-    compute_anew,
-    map_prompts,
-    prompt_chunks,
-    untracked,
-)
-from headjax.engine.prefill import prefill
-from headjax.engine.visits import CleanLayer, visit_layers
+from headjax.engine.batches import Remember, Track, Work, check_prompts, compute_anew, untracked
+from headjax.engine.layer_sweep import Ends, LayerRun, Sweep, run_sweep
 from headjax.errors import InputError, shown
 from headjax.grid import GridSet
-from headjax.kernels import dispatch
 from headjax.model import Block, Transformer
 from headjax.parameters.layered import LayeredModel
 from headjax.report.drawing import draw_effects
@@ -70,7 +58,7 @@ class LogitParts(NamedTuple):
 
 
 def logit_attribution(
-    model: Transformer,
+    model: Transformer | LayeredModel,
     prompts: PromptBatch,
     *,
     metric: str = "logit",
@@ -87,8 +75,8 @@ def logit_attribution(
     arrays = (prompts.tokens, prompts.mask, prompts.answers)
     if distractors is not None:
         arrays += (distractors,)
-    parts = map_prompts(_attribute, model, arrays, batch_size, track, "logit attribution", remember)
-    return check_finite(parts, prompts)
+    how = {"batch_size": batch_size, "track": track, "remember": remember}
+    return check_finite(run_sweep(SWEEP, model, arrays, label="logit attribution", **how), prompts)
 
 
 def asked_distractors(prompts: PromptBatch, metric: str) -> Int[np.ndarray, " B"] | None:
@@ -111,25 +99,6 @@ def check_finite(parts: LogitParts, prompts: PromptBatch) -> LogitParts:
     return parts
 
 
-@dispatch.jit
-def _attribute(
-    model: Transformer,
-    tokens: Int[Array, "B S"],
-    mask: Bool[Array, "B S"],
-    answers: Int[Array, " B"],
-    distractors: Int[Array, " B"] | None = None,
-) -> LogitParts:
-    run = prefill(model, tokens, mask, keep="last")
-    residual, asked = run.residual[:, :, 0], read_out(model, answers, distractors)
-
-    def layer(inputs: tuple[Block, Array, Array, Array]) -> LayerParts:
-        return layer_parts(*inputs, asked.direction)
-
-    inputs = (model.blocks, run.z[:, :, 0], residual[:-1], residual[1:])
-    parts = jax.tree.map(lambda part: jnp.moveaxis(part, 0, 1), jax.lax.map(layer, inputs))
-    return scale_parts(model, asked, residual[0], parts, residual[-1])
-
-
 class ReadOut(NamedTuple):
     """What is asked of the logits, of the answer or of the answer minus the distractor.
 
@@ -146,12 +115,18 @@ class ReadOut(NamedTuple):
 class LayerParts(NamedTuple):
     """What the heads, b_O and the MLP of a layer (L: of all) add along the direction of a `ReadOut`."""
 
-    heads: Float[Array, "B *L H"]
-    attention_biases: Float[Array, " B *L"]
-    mlps: Float[Array, " B *L"]
+    heads: Float[Array, "*L B H"]
+    attention_biases: Float[Array, "*L B"]
+    mlps: Float[Array, "*L B"]
 
 
-def read_out(model: Transformer, answers: Int[Array, " B"], distractors: Int[Array, " B"] | None) -> ReadOut:
+def read_out(
+    model: Transformer,
+    _tokens: Int[Array, "B S"],
+    _mask: Bool[Array, "B S"],
+    answers: Int[Array, " B"],
+    distractors: Int[Array, " B"] | None = None,
+) -> ReadOut:
     """With the d for which ``part . d = N(part) . u`` for any part of the residual at scale 1: N transposed.
 
     ``N(x) = scale * (x - mean x) / deviation`` (no mean for a root-mean-square norm), the deviation being
@@ -168,14 +143,9 @@ def read_out(model: Transformer, answers: Int[Array, " B"], distractors: Int[Arr
     return ReadOut(u, b, direction)
 
 
-def layer_parts(
-    block: Block,
-    z: Float[Array, "B H K"],
-    before: Float[Array, "B D"],
-    after: Float[Array, "B D"],
-    direction: Float[Array, "B D"],
-) -> LayerParts:
-    """The parts of one layer, from its heads' outputs and the residual before and after it."""
+def layer_parts(block: Block, ran: LayerRun, asked: ReadOut, _shared: None) -> LayerParts:
+    """The parts of one layer: of what its heads write, and what it changes the residual by in all."""
+    z, before, after, direction = ran.z[:, -1], ran.before[:, -1], ran.after[:, -1], asked.direction
     precision, scale = block.config.precision, block.write_scale(z[:, None])[:, 0]
     W_O, b_O = block.writes
     z, before, after, W_O, b_O = (values.astype(jnp.float32) for values in (z, before, after, W_O, b_O))
@@ -186,17 +156,12 @@ def layer_parts(
     return LayerParts(heads, biases, written - heads.sum(axis=-1) - biases)
 
 
-def scale_parts(
-    model: Transformer,
-    asked: ReadOut,
-    first: Float[Array, "B D"],
-    parts: LayerParts,
-    last: Float[Array, "B D"],
-) -> LogitParts:
-    """All parts at the scale that the final norm has for the last residual; `first` entered layer 0."""
-    first, last = first.astype(jnp.float32), last.astype(jnp.float32)
+def scale_parts(model: Transformer, asked: ReadOut, parts: LayerParts, ends: Ends) -> LogitParts:
+    """All parts at the scale that the final norm has for the last residual."""
+    first, last = ends.first.astype(jnp.float32), ends.last.astype(jnp.float32)
     centred = last - last.mean(axis=-1, keepdims=True) if model.config.norm == "layer" else last
     scale = jax.lax.rsqrt(jnp.mean(centred * centred, axis=-1) + model.config.norm_eps)
+    parts = jax.tree.map(lambda part: jnp.moveaxis(part, 0, 1), parts)
     norm_bias = model.ln_final.bias[...].astype(jnp.float32)
     return LogitParts(
         heads=parts.heads * scale[:, None, None],
@@ -208,53 +173,9 @@ def scale_parts(
     )
 
 
-def streamed_logit_attribution(
-    model: LayeredModel,
-    prompts: PromptBatch,
-    *,
-    metric: str = "logit",
-    batch_size: int = 64,
-    track: Track = untracked,
-) -> LogitParts:
-    """Parts of the answer's logit at the last position, or of answer minus distractor ("logit_diff").
-
-    The final norm is linear but for its scale, one number a prompt: the parts are taken as the layers pass,
-    and scaled when the last one has.
-
-    Raises InputError for "logit_diff" of prompts without distractors and for logits that are not finite.
-    """
-    prompts = check_prompts(prompts, model.config, batch_size=batch_size)
-    distractors = asked_distractors(prompts, metric)
-    chunks = prompt_chunks(len(prompts.tokens), batch_size)
-    runs = [(prompts.tokens[rows], prompts.mask[rows]) for rows in chunks]
-    asked = [
-        _read_out(model.outer, prompts.answers[rows], None if distractors is None else distractors[rows])
-        for rows in chunks
-    ]
-    parts, first, last = [], [], []
-    for layer, block, clean in visit_layers(model, runs, track, "streamed logit attribution"):
-        of_layer, last = [], []
-        for one, run in zip(asked, clean, strict=True):
-            if layer == 0:
-                first.append(run.before)
-            of_layer.append(_layer_parts(block, run, one.direction))
-            last.append(run.after)
-        parts.append(of_layer)
-        del block, clean, run
-    columns = []
-    for i, one in enumerate(asked):
-        of_layers = jax.tree.map(lambda *each: jnp.stack(each, axis=1), *(layer[i] for layer in parts))
-        columns.append(jax.device_get(_scale_parts(model.outer, one, first[i], of_layers, last[i])))
-    result = jax.tree.map(lambda *each: np.concatenate(each)[: len(prompts.tokens)], *columns)
-    return check_finite(result, prompts)
-
-
-_read_out, _scale_parts = dispatch.jit(read_out), dispatch.jit(scale_parts)
-
-
-@dispatch.jit
-def _layer_parts(block: Block, run: CleanLayer, direction: Float[Array, "B D"]) -> LayerParts:
-    return layer_parts(block, run.z, run.before, run.after, direction)
+# The final norm is linear but for its scale, one number a prompt: the parts are taken as the layers pass, and
+# scaled when the last one has.
+SWEEP = Sweep("logit_attribution", read_out, layer_parts, scale_parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,14 +198,10 @@ class LogitAttribution(Asked):
 
     def run(self, study: Study, work: Work) -> Result:
         batch = study.task_batch(self.prompts)
-        sweep = (
-            partial(streamed_logit_attribution, study.layered())
-            if study.compute.stream
-            else partial(logit_attribution, study.model, remember=work.remember)
-        )
+        how = {"batch_size": study.compute.batch_size, "track": work.track, "remember": work.remember}
         grids = []
         for metric in _metrics(batch):
-            found = sweep(batch, metric=metric, batch_size=study.compute.batch_size, track=work.track)
+            found = logit_attribution(study.sweep_model(), batch, metric=metric, **how)
             grids += effect_grids(study, batch, "logit_attribution", found.heads, metric, found.logit)
         return Result(GridSet(tuple(grids)))
 

@@ -200,6 +200,7 @@ class SalientOperations(Analysis):
     """
 
     kind = "salient_operations"
+    streams = True
     heads: Words = ()
     n_tokens: int = option(15, least=1)
     n_mapped: int = option(5, least=1)
@@ -211,6 +212,9 @@ class SalientOperations(Analysis):
 
     def reads(self, data: Data) -> frozenset[str]:
         return WEIGHTS | {"data.first_mlp"}
+
+    def needs_model(self, study: Study) -> bool:
+        return False
 
     def check(self, study: Study, before: Coordinates) -> Coordinates:
         for label in self.heads:
