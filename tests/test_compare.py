@@ -208,6 +208,20 @@ def test_models_go_by_their_alias_display_name_or_directory():
     assert len(rows_of(found, model="Pythia 12B")) == len(published_scores("pythia-12b"))
 
 
+def test_tolerances_are_those_that_are_promised():
+    """Stated a second time: with the published data, and with words of our own."""
+    r, accuracy, share = (0.03, 0.15), (0.15, 0.25), (0.05, 0.05)
+    curves = ("base", "relation_removed", "random_removed", "control_base", "control_removed")
+    assert {
+        "maps_scores": {"max_score": (0.02, 0.2)},
+        "maps_correlations": {"r_no_context": r, "r_context": r},
+        "maps_multi_token": {"r_no_context": (0.15, 0.2), "r_context": (0.15, 0.2)},
+        "maps_causal": dict.fromkeys(curves, accuracy),
+        "ioi_copy_scores": dict.fromkeys(("least_circuit_head", "mean_circuit_head", "mean_head"), share),
+        "ioi_direct_effects": {"rank_correlation": (0.3, 0.3)},
+    } == TOLERANCES
+
+
 def test_every_table_has_its_measures_tolerances_and_needs():
     assert set(MEASURES) == set(TOLERANCES) == set(NEEDS) == set(COMPARISONS)
     for table, measures in TOLERANCES.items():

@@ -43,6 +43,7 @@ from headjax.engine.replacement import find_replacement
 from headjax.engine.variant_step import VariantEdit, variant_step
 from headjax.errors import InputError
 from headjax.grid import load_npz
+from headjax.kernels import tpu
 from headjax.model import Transformer
 from headjax.model.edits import HeadEdit
 from headjax.parameters import InMemory
@@ -396,3 +397,18 @@ def test_what_a_kernel_cannot_do_is_one_line(shared_data: Path, tmp_path: Path):
 def test_an_unknown_one_is_refused():
     with pytest.raises(InputError, match=r"'implementation' must be one of .*, pallas_mosaic_gpu; got 'cud'"):
         run_config(model="gpt2", implementation="cud")
+
+
+def test_a_name_that_no_implementation_has_is_refused():
+    numbers = jnp.ones((1, 2, 3, 4))
+    with pytest.raises(ValueError, match=r"implementation must be one of \['pallas_mosaic_gpu', .*; got 'x'"):
+        head_attention.head_attention(numbers, numbers, numbers, implementation="x")
+
+
+def test_a_kernel_for_tpus_takes_arrays_of_one_type(monkeypatch):
+    monkeypatch.setattr(tpu.platform, "require", lambda name: None)
+    wide, narrow, half = (jnp.ones(3, dtype) for dtype in ("float32", "bfloat16", "float16"))
+    tpu.check("highest", wide, wide)
+    for operands in ((wide, narrow), (half, half)):
+        with pytest.raises(NotImplementedError, match="takes float32 or bfloat16, one for all operands; got"):
+            tpu.check("highest", *operands)

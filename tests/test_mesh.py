@@ -25,7 +25,7 @@ from headjax.errors import InputError
 from headjax.model import Transformer, model_parameters
 from tests.helpers import torch_oracle
 from tests.helpers.meshes import assert_same, on_mesh
-from tests.helpers.models import LLAMA, informative_model
+from tests.helpers.models import CONFIGS, LLAMA, informative_model
 from tests.helpers.random_prompts import random_prompts
 from tests.helpers.relation_oracle import RULE, random_weights, some_relations
 from tests.helpers.twins import twins
@@ -88,6 +88,15 @@ def test_eight_devices_do_what_one_does(name, family, shape):
     spread_out = on_mesh(model, shape)
     assert len(spread_out.W_E.devices()) == 8
     assert_same(SWEEPS[name](spread_out, prompts), SWEEPS[name](model, prompts))
+
+
+def test_heads_that_no_number_of_devices_divides():
+    """14 query heads on 2 key/value heads, as Qwen2.5 0.5B has, of which 4 devices share a copy."""
+    config = dataclasses.replace(CONFIGS["llama"], n_heads=14, n_kv_heads=2)
+    model = informative_model(config)
+    prompts = prompts_of(model)
+    for shape in ({"data": 2, "model": 4}, {"data": 4, "model": 2}):
+        assert_same(head_ablation(on_mesh(model, shape), prompts), head_ablation(model, prompts))
 
 
 def test_few_prompts_share_the_devices_by_variants(monkeypatch):

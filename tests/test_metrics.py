@@ -8,8 +8,13 @@ import numpy as np
 import pytest
 
 from headjax.engine import metrics
+from headjax.engine.clean_run import clean_metrics
 from headjax.engine.metrics import mean_and_stderr, next_token_metrics
+from headjax.errors import InputError
+from headjax.model import build_model, model_parameters
+from tests.helpers.ablation_oracle import metrics_of
 from tests.helpers.models import CONFIGS, informative_model
+from tests.helpers.random_prompts import random_prompts
 from tests.helpers.tolerances import assert_close
 
 M, B = 7, 5
@@ -89,3 +94,22 @@ def test_mean_and_standard_error_over_prompts():
     np.testing.assert_allclose(mean, values.mean(axis=2), rtol=1e-6)
     np.testing.assert_allclose(stderr, values.std(axis=2, ddof=1) / np.sqrt(11), rtol=1e-6)
     assert np.isnan(mean_and_stderr(values[..., :1])[1]).all()
+
+
+def test_a_clean_run_whose_logits_are_no_numbers_is_refused():
+    model = informative_model(CONFIGS["gpt2"])
+    model.ln_final.scale[...] = model.ln_final.scale[...].at[3].set(jnp.nan)
+    with pytest.raises(InputError, match="logits must be numbers; prompt 0 gives NaN"):
+        clean_metrics(model, random_prompts(model.config.vocab_size))
+
+
+def test_metrics_under_a_cap_are_of_capped_logits():
+    config = dataclasses.replace(CONFIGS["llama"], logit_cap=1.5)
+    model = build_model(config, model_parameters(informative_model(CONFIGS["llama"])))
+    prompts = random_prompts(config.vocab_size)
+    logits = np.asarray(model(prompts.tokens, mask=prompts.mask).logits[:, -1], np.float64)
+    assert 1.2 < np.abs(logits).max() < 1.5
+    found, expected = clean_metrics(model, prompts), metrics_of(logits, prompts)
+    for name in ("logprob", "logit_diff"):
+        assert_close(getattr(found, name), getattr(expected, name))
+    np.testing.assert_array_equal(found.accuracy, expected.accuracy)

@@ -366,3 +366,11 @@ def test_every_published_model_is_planned_where_it_is_not(tmp_path: Path):
 def test_every_alias_has_its_published_sizes():
     unknown = {alias for alias in MODELS if published_config(alias) is None}
     assert not unknown
+
+
+def test_what_relation_scores_hold_by_hand():
+    """Embedding and unembedding, the larger of two layers and the first MLP, every source twice, and hits."""
+    D, F, K, V = 61, 131, 16, 601
+    held = max(3 * D * F, 2 * D * K * (6 + 2)) + 2 * V * D + 2 * 5 * D
+    without = costs.hit_bytes(SMALL, costs.stages(V, 7), 11, "cpu")
+    assert costs.relation_scores(SMALL, 11, 5, 7, True, "cpu").activations - without == 4 * held

@@ -31,7 +31,7 @@ from headjax import figures
 from headjax.analyses.registry import ANALYSES
 from headjax.errors import InputError
 from headjax.grid import GridSet, HeadGrid, load_npz
-from headjax.study import Data
+from headjax.study import Compute, Data
 from tests.helpers.other_fields import OTHER
 from tests.helpers.runs import altered, places
 from tests.helpers.tiny_run import tiny_run
@@ -350,6 +350,14 @@ def test_a_field_does_what_it_says(case: Case, found, config):
     assert case.expected is ANY or other == case.expected
 
 
+@pytest.mark.parametrize("analysis", ["head_ablation", "gradient_attribution"])
+def test_grids_say_what_took_the_heads_place(analysis: str, found):
+    for replacement in ("zero", "resample"):
+        grids = found(analyses=(analysis,), replacement=replacement).grids
+        assert set(grids.values("replacement")) == {replacement}
+        assert set(grids.values("positions")) == {"last"}
+
+
 def test_the_threshold_is_held_against_every_score(found):
     for threshold in (0.15, 0.5):
         one = found(analyses=STATIC, threshold=threshold)
@@ -457,3 +465,12 @@ def test_what_a_config_sets_without_effect_is_said_in_one_line(config, tmp_path,
     assert line.startswith("without effect on copy_score: ")
     assert "n_prompts" in line
     assert "seed" not in line
+
+
+def test_nothing_is_said_where_all_has_an_effect(config, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(runner, "draw_all", lambda found, compared, config: [])
+    data = dataclasses.replace(config.data, templates=(), bos=None)
+    read = dataclasses.replace(config, data=data, compute=Compute(), out=str(tmp_path))
+    assert not idle(read, changed_places(read))
+    runner.run(read, progress=False)
+    assert "without effect" not in capsys.readouterr().err

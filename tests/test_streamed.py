@@ -74,6 +74,20 @@ def test_every_sweep_equals_the_one_that_holds_the_model(name: str):
     assert log == [None, *once * 6]
 
 
+def test_layers_of_every_kind_are_one_program(count_compiles):
+    """Windows and rotary embeddings that differ by layer are numbers of it, held or read one by one."""
+    model = twins("gemma3-mqa-windows")[0]
+    assert model.config.windows == (4, None, 4)
+    prompts = prompts_for(model, seed=8)
+    read = from_memory(model)
+    for one in (model, read):
+        jax.clear_caches()
+        with count_compiles() as compiled:
+            attention_patterns.attention_patterns(one, prompts.tokens, prompts.mask)
+        ours = [name for name in compiled if "layer" in name or "attention_patterns" in name]
+        assert len(ours) == 1, compiled
+
+
 @pytest.mark.parametrize(("ablation", "paired"), [("mean", False), ("resample", True), ("resample", False)])
 def test_replacements_are_found_on_the_way(ablation: str, paired: bool):
     model = informative_model(CONFIGS["llama"])

@@ -3,7 +3,9 @@
 For head (l, h) and pair (s, t), ``x_s W_V W_O U`` ranks the vocabulary. The pair is a hit if fewer than k
 logits are strictly greater than t's; the score is the share of hits, and suppression the same with the
 sign turned. x_s is W_E[s] in layer 0 and MLP0(LN2_0(W_E[s])) in later layers: the first block's MLP with
-its own norm, output only, without residual and position. No other norm and no bias takes part.
+its own norm, output only, without residual and position. No other norm and no bias takes part, with one
+exception: where a norm follows the MLP, x_s has passed it, and where one follows attention, W_O has its gain.
+That norm's scale, one positive number a position, changes no rank, and is left out.
 
 Layers are read and scored one at a time, so a model need not fit in memory; all heads and relations of a
 layer are one compiled call, the same for every layer. On a mesh the heads are dealt out to all devices, those
