@@ -18,10 +18,16 @@ PACKAGES = ("headjax", "jax", "jaxlib", "flax", "orbax-checkpoint", "transformer
 T = TypeVar("T")
 
 
+# Where there is no terminal: a line of progress at every tenth of a loop, but for those that follow each
+# other within some seconds, and at least every minute.
+TENTHS, SECONDS_APART, SECONDS_SILENT = 10, 5.0, 60.0
+
+
 class Stages:
     """Times the stages of a run and records what computes them.
 
-    Each has a progress bar on a terminal and one line elsewhere.
+    On a terminal loops have progress bars. Elsewhere a stage is named when it begins and when it ends, and a
+    loop that takes long says now and then how far it is.
     """
 
     def __init__(self, progress: bool):
@@ -32,25 +38,43 @@ class Stages:
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Measures what happens inside and prints its one line."""
+        """Measures what happens inside, and names it before and after."""
         start = time.perf_counter()
+        self._say(f"{name} ...")
         with dispatch.recording() as ran:
             yield
         self.ran |= ran
         self.seconds[name] = self.seconds.get(name, 0) + time.perf_counter() - start
-        if not self.bars and is_first_process():
-            print(f"{name}: {self.seconds[name]:.1f} s", file=sys.stderr, flush=True)
+        self._say(f"{name}: {self.seconds[name]:.1f} s")
 
     def track(self, items: Iterable[T], total: int | None = None, label: str = "") -> Iterable[T]:
-        """The items, shown as a progress bar where there is a terminal to show it on, and timed."""
+        """The items, timed; how far they are is shown on the way."""
         start, n = time.perf_counter(), 0
+        said, tenth = start, 0
         for item in tqdm.tqdm(items, desc=label, total=total, leave=False, disable=not self.bars):
             yield item
             n += 1
+            now = time.perf_counter()
+            new_tenth = total is not None and TENTHS * n // total > tenth
+            if n != total and now - said > (SECONDS_APART if new_tenth else SECONDS_SILENT):
+                said, tenth = now, TENTHS * n // (total or n)
+                self._say(f"{label}: {n}{progress(n, total, now - start)}")
         if n:
             self.seconds_each[label] = (time.perf_counter() - start) / n
-            if n > 1 and not self.bars and is_first_process():
-                print(f"{label}: {self.seconds_each[label]:.2f} s each of {n}", file=sys.stderr, flush=True)
+            if n > 1:
+                self._say(f"{label}: {self.seconds_each[label]:.2f} s each of {n}")
+
+    def _say(self, line: str) -> None:
+        if not self.bars and is_first_process():
+            print(line, file=sys.stderr, flush=True)
+
+
+def progress(n: int, total: int | None, seconds: float) -> str:
+    """How many there are, and how long the others will take if they take as long; "" where nobody knows."""
+    if total is None:
+        return ""
+    left = seconds / n * (total - n)
+    return f" of {total}, {left:.0f} s to go" if left < 120 else f" of {total}, {left / 60:.0f} min to go"
 
 
 def versions() -> dict[str, str]:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from experiments import run as runner
-from experiments.check import check_unique
+from experiments.check import check_out, check_unique
 from experiments.config import RunConfig
 from experiments.plan import print_plan
 from headjax.data import prompt_sets
@@ -218,3 +218,11 @@ def test_a_name_of_many_words_is_a_files_name(tmp_path: Path):
         with atomic_write(tmp_path / f"{name}.png") as file:
             file.write("")
     assert safe_name("maps", "a b") == "maps_a_b"
+
+
+def test_looking_whether_results_can_be_written_leaves_an_empty_directory(tmp_path: Path):
+    check_out(tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="file"):
+        check_out(tmp_path / "file")

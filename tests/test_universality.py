@@ -90,6 +90,18 @@ def test_heads_of_a_group_are_compared_with_each_other_and_with_the_rest():
         assert row.within > 0.8 > 0.5 > row.across
 
 
+def test_groups_of_two_models_are_compared_each_by_its_own_scores():
+    rng = np.random.default_rng(2)
+    models = {
+        name: GridSet(
+            tuple(grid(rng.random((L, H)), f"relation {r}", "Custom", model=name) for r in range(n))
+        )
+        for name, n in (("M", 7), ("N", 5))
+    }
+    alone = [row for name, grids in models.items() for row in group_similarity(grids, {name: G})]
+    assert group_similarity(models["M"] + models["N"], {"M": G, "N": G}) == alone
+
+
 def test_heads_without_differences_and_models_without_groups_are_left_out():
     scores = np.random.default_rng(1).random((7, 1, 4))
     scores[:, 0, :2] = 0  # one of each group cannot be compared: no pair within is left

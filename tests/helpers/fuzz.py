@@ -173,6 +173,7 @@ SAYS = {
     **{"norm_eps": "rms_norm_eps", "tied_embeddings": "tie_word_embeddings"},
 }
 DEFAULTS = {"rms_norm_eps": 1e-6, "tie_word_embeddings": False, "rope_theta": 10000.0}
+DEFAULTS["max_position_embeddings"] = 2048
 
 
 def hugging_face_directory(directory: Path) -> Target:
