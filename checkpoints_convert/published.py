@@ -183,11 +183,16 @@ _TABLES: tuple[tuple[str, tuple[str, ...], dict[str, Any], dict[str, tuple[tuple
             "olmo-3-32b": ((5120, 64, 40, 8, 27_648, 100_278), {}),
         },
     ),
-    ("gptj", _GPT2, {"rotary_dim": 64, "torch_dtype": "float32"}, {"gpt-j-6b": ((4096, 28, 16), {})}),
+    (
+        "gptj",
+        _GPT2,
+        {"vocab_size": 50_400, "rotary_dim": 64, "torch_dtype": "float32"},
+        {"gpt-j-6b": ((4096, 28, 16), {})},
+    ),
     (
         "gpt_neo",
         _NEO,
-        {"torch_dtype": "float32"},
+        {"vocab_size": 50_257, "torch_dtype": "float32"},
         {
             "gpt-neo-125m": ((768, 12, 12), {"attention_types": [[["global", "local"], 6]]}),
             "gpt-neo-1.3b": ((2048, 24, 16), {}),
@@ -197,7 +202,7 @@ _TABLES: tuple[tuple[str, tuple[str, ...], dict[str, Any], dict[str, tuple[tuple
     (
         "opt",
         _OPT,
-        {"torch_dtype": "float16"},
+        {"vocab_size": 50_272, "torch_dtype": "float16"},
         {
             "opt-125m": ((768, 12, 12, 3072), {}),
             "opt-1.3b": ((2048, 24, 32, 8192), {}),

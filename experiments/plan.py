@@ -281,9 +281,12 @@ def table(rows: list[Row], machine: Machine) -> str:
             f"{row.cost.flops / 1e12:9.4g} {size(row.read)} {len(row.cost.programs) or '-':>8} "
             f"{'-' if seconds is None else f'{seconds:.3g} s':>10}"
         )
+    unknown = [row.analysis for row in rows if row.cost is None]
     total = sum(row.cost.flops for row in rows if row.cost)
     compiles = sum(len(row.cost.programs) for row in rows if row.cost)
     time = f"{total / (machine.rate * machine.n_devices):.3g} s" if machine.rate else "-"
     read = size(sum(row.read for row in rows))
-    lines.append(f"{'all':49} {total / 1e12:9.4g} {read} {compiles:8} {time:>10}")
+    # A total that leaves something out says so.
+    what = f"all but {', '.join(unknown)}" if unknown else "all"
+    lines.append(f"{what:49} {total / 1e12:9.4g} {read} {compiles:8} {time:>10}")
     return "\n".join(lines)

@@ -90,7 +90,7 @@ def run_alone(config: RunConfig, stages: Stages) -> list[Path]:
     # long work starts.
     studies, named = [], []
     for name in config.models:
-        with stages.stage(f"{name}: check"), forced(config):
+        with stages.stage(f"{name}: check", quick=True), forced(config):
             study = open_model(name, config)
             named.append((study.display_name, check_study(study, config)))
             check_devices(study, config)

@@ -37,10 +37,11 @@ class Stages:
         self.ran: set[dispatch.Choice] = set()
 
     @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Measures what happens inside, and names it before and after."""
+    def stage(self, name: str, quick: bool = False) -> Iterator[None]:
+        """Measures what happens inside, and names it after and, unless it is `quick`, before."""
         start = time.perf_counter()
-        self._say(f"{name} ...")
+        if not quick:
+            self._say(f"{name} ...")
         with dispatch.recording() as ran:
             yield
         self.ran |= ran

@@ -26,6 +26,8 @@ def write_published(fields: dict[str, Any], data: Data, directory: Path) -> None
     directory.mkdir(parents=True)
     (directory / "config.json").write_text(json.dumps(fields), encoding="utf-8")
     words = dict.fromkeys(["<unk>", *(word for text in _texts(data) for word in _split(text))])
+    # As many tokens as the model has: all of them are ranked.
+    words |= dict.fromkeys(f"<{i}>" for i in range(fields["vocab_size"] - len(words)))
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.save(str(directory / "tokenizer.json"))

@@ -109,9 +109,18 @@ def projections(c: ModelConfig) -> int:
     return 2 * c.d_model * c.d_head * (c.n_heads + 2 * c.n_kv_heads)
 
 
+def output(c: ModelConfig) -> int:
+    """W_O."""
+    return 2 * c.n_heads * c.d_head * c.d_model
+
+
+def mlp(c: ModelConfig) -> int:
+    return (3 if c.gated_mlp else 2) * 2 * c.d_model * c.d_mlp
+
+
 def rest(c: ModelConfig) -> int:
     """W_O and the MLP."""
-    return 2 * c.n_heads * c.d_head * c.d_model + (3 if c.gated_mlp else 2) * 2 * c.d_model * c.d_mlp
+    return output(c) + mlp(c)
 
 
 def attention(c: ModelConfig, n_keys: int) -> int:
@@ -245,6 +254,75 @@ def attention_patterns(c: ModelConfig, prompts: Prompts, itemsize: int, n_patter
     return Cost(flops, activations, frozenset({("attention_patterns", B, S)}))
 
 
+def direct_effects(c: ModelConfig, prompts: Prompts, itemsize: int) -> Cost:
+    """engine/path_step.py `direct_step`: prompts and their corrupted partners, every head's change through
+    its W_O, and two logits of every one of these."""
+    chunks, B, S, _ = prompts
+    heads = c.n_layers * B * (output(c) + 2 * c.d_model * (1 + c.n_heads))
+    flops = chunks * (2 * forward(c, B, S) + heads)
+    activations = 2 * prefill_bytes(c, prompts.own, S, "last", itemsize)
+    return Cost(flops, activations, frozenset({("direct_step", B, S)}))
+
+
+def paths(
+    c: ModelConfig,
+    prompts: Prompts,
+    start: Int[np.ndarray, " M"],
+    size: int,
+    positions: str,
+    itemsize: int,
+    receivers: tuple[int, ...] = (),
+) -> Cost:
+    """engine/path_step.py: senders by the layer that each begins at, into receivers' layers or to the logits.
+
+    In the path run a layer costs its MLP. The final run, which begins at the lowest receiver above the
+    senders, costs a whole layer and, up to the highest receiver, the path run's projections too.
+    """
+    chunks, B, S, _ = prompts
+    P, L, size = (S if positions == "all" else 1), c.n_layers, max(1, min(size, 1 + len(start)))
+    flops = 2 * forward(c, B, S)
+    for first in np.sort([np.min(start), *start])[::size].tolist():
+        end = max(receivers) + 1 if receivers else L
+        row = (end - first) * mlp(c) + 2 * c.d_head * c.d_model
+        if receivers:
+            into = min((layer for layer in receivers if layer > first), default=end)
+            row += (L - into) * (projections(c) + attention(c, S) + rest(c)) + (end - into) * projections(c)
+        flops += size * B * P * row + (end - first) * B * P * output(c)
+        flops += size * B * 2 * c.d_model  # the logit difference
+    rows = size * prompts.own * P
+    activations = itemsize * (2 * rows * numbers_per_row(c, S))
+    activations += 3 * prefill_bytes(c, prompts.own, S, positions, itemsize)
+    step = "receivers_step" if receivers else "logits_step"
+    programs = {("patch_prefill", B, S, positions), (step, B, S, positions, size)}
+    return Cost(chunks * flops, activations, frozenset(programs), size)
+
+
+def copy_scores(c: ModelConfig, n_names: int, heads_at_once: int) -> Cost:
+    """analyses/copy_score.py: a block for every name, then each head's output of each, and its negative,
+    through the unembedding. `activations` are all that it holds: it does not need the model."""
+    G, H, K, D, V = c.n_kv_heads, c.n_heads, c.d_head, c.d_model, c.vocab_size
+    layer = n_names * (2 * D * G * K + H * (2 * K * D + 2 * 2 * D * V))
+    flops = n_names * (projections(c) + attention(c, 1) + rest(c)) + c.n_layers * layer
+    block = D * K * 2 * (G + H) + (3 if c.gated_mlp else 2) * D * c.d_mlp
+    held = V * D * (1 if c.tied_embeddings else 2) + max(block, 2 * D * K * (G + H))
+    logits = 2 * heads_at_once * n_names * V
+    return Cost(flops, 4 * (held + 2 * logits), frozenset({("first_state",), ("_layer_hits",)}))
+
+
+def salient_operations(
+    c: ModelConfig, n_layers: int, n_heads: int, n_tokens: int, n_rows: int, tile: int, first_mlp: bool
+) -> Cost:
+    """analyses/salient_operations.py, of so many layers: every token's row through every head of a layer, and
+    the salient ones of each head against the vocabulary. `n_rows`: tokens; as held, see `copy_scores`."""
+    H, K, D = n_heads, c.d_head, c.d_model
+    rows = -(-n_rows // tile) * tile  # tiles are full
+    layer = rows * H * (2 * D * K + 2 * K * K) + H * n_tokens * (4 * K * D + rows * 2 * D)
+    held = rows * D * (3 if first_mlp else 2) + 2 * D * K * (c.n_kv_heads + 2 * H)
+    activations = 4 * (held + 2 * tile * H * max(K, n_tokens))
+    flops = n_layers * layer + first_mlp * rows * mlp(c)
+    return Cost(flops, activations, frozenset({("_layer_best",)}))
+
+
 # --- relation hits ------------------------------------------------------------------------------------
 
 
@@ -335,12 +413,33 @@ def ablated_variants(
     if groups:
         n_chunks = sum(-(-n // at_once) for n in groups)
         prompts = Prompts(n_chunks, -(-at_once // by_prompt) * by_prompt, tokens.shape[1], by_prompt)
-    size = study.compute.variant_batch
-    if size is None:
-        held = parameter_bytes(study.config, itemsize(study), machine.model_parts)
-        free = HOST_BYTES if machine.platform == "cpu" else max(0, machine.memory - held)
-        shape, n_bytes = (prompts.own, prompts.S), itemsize(study)
-        size = fitting_variants(study.config, shape, positions, int(free), n_bytes, machine.platform)
-        size = (1 + size) * machine.copies // prompts.copies
+    size = variant_batch(study, machine, prompts, positions)
     how = (positions, itemsize(study), machine.platform, machine.copies)
     return variants(study.config, prompts, start, size, *how)
+
+
+def patched_paths(
+    study: Study,
+    machine: Machine,
+    tokens: Int[np.ndarray, "B S"],
+    positions: str,
+    receivers: tuple[int, ...] = (),
+) -> Cost:
+    """`paths` from every head below the receivers, given by their layers, or to the logits."""
+    config = study.config
+    start = np.repeat(np.arange(max(receivers, default=config.n_layers)), config.n_heads)
+    at_once = min(study.compute.batch_size, len(tokens))
+    prompts = chunked(study, tokens, machine.copies if at_once >= machine.copies else 1)
+    size = variant_batch(study, machine, prompts, positions, streams=2)
+    return paths(config, prompts, start, size, positions, itemsize(study), receivers)
+
+
+def variant_batch(study: Study, machine: Machine, prompts: Prompts, positions: str, streams: int = 1) -> int:
+    """How many variants of so many residual streams a sweep runs at once, as engine/variants.py has it."""
+    if study.compute.variant_batch is not None:
+        return study.compute.variant_batch
+    held = parameter_bytes(study.config, itemsize(study), machine.model_parts)
+    free = HOST_BYTES if machine.platform == "cpu" else max(0, machine.memory - held)
+    shape, n_bytes = (streams * prompts.own, prompts.S), itemsize(study)
+    size = fitting_variants(study.config, shape, positions, int(free), n_bytes, machine.platform)
+    return (1 + size) * machine.copies // prompts.copies

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import os
 import stat
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -127,6 +128,20 @@ def test_npz_is_an_array_per_kind_with_a_coordinate_per_row(mixed, tmp_path):
         assert file["static.model"].tolist() == ["Tiny", "Tiny"]
         assert "static.stderr" not in file
         assert file["ablation_logprob.stderr"].shape == (1, 3, 5)
+
+
+def test_grids_become_one_labelled_array(mixed, monkeypatch):
+    """As xarray takes it, which need not be installed."""
+    made = SimpleNamespace(DataArray=lambda *arguments, **named: (*arguments, named))
+    monkeypatch.setattr("headjax.grid._import", lambda name: {"xarray": made}[name])
+    own = mixed.select(model="Tiny")
+    scores, named = own.to_xarray()
+    np.testing.assert_array_equal(scores, np.stack([one.scores for one in own]))
+    assert named["dims"] == ("grid", "layer", "head")
+    assert named["coords"]["kind"] == ("grid", [one.kind for one in own])
+    assert GridSet(()).to_xarray()[0].shape == (0, 0, 0)
+    with pytest.raises(InputError, match="grids of one array are of one size"):
+        mixed.to_xarray()
 
 
 def test_an_empty_set_is_saved_and_loaded(tmp_path):

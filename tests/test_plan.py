@@ -23,20 +23,24 @@ from experiments.run import run
 from headjax import costs
 from headjax.analyses import (
     attention_patterns,
+    copy_score,
     dynamic_scores,
     gradient_attribution,
     logit_attribution,
     relation_scores,
+    salient_operations,
 )
+from headjax.analyses.registry import ANALYSES
 from headjax.config import ModelConfig, Rotary
 from headjax.costs import Prompts, parameter_bytes
-from headjax.engine import clean_run, variant_step
+from headjax.engine import clean_run, path_step, variant_step
 from headjax.engine.hits import screening_stages
 from headjax.engine.layer_sweep import _program
 from headjax.engine.mesh import parameter_sharding
 from headjax.engine.prefill import prefill
 from headjax.errors import InputError
 from headjax.model import Transformer, parameter_shapes
+from headjax.parameters import InMemory
 from headjax.study import Data
 from headjax.zoo import MODELS
 from tests.helpers import tiny_tokenizers
@@ -359,6 +363,7 @@ def test_every_published_model_is_planned_where_it_is_not(tmp_path: Path):
         assert [pairs.relation.id for pairs in study.pairs][:2] == ["copying", "name_copying"]
         assert study.task_batch("ioi").tokens.shape[0] == 100
         assert set(itemsizes.values()) == {2}
+        assert study.vocab_size == study.config.vocab_size
         rows = plan.plan_model(study, config.analyses, itemsizes, plan.find_machine(config.compute))
         assert all(row.cost.flops > 1e12 for row in rows)
 
@@ -369,8 +374,90 @@ def test_every_alias_has_its_published_sizes():
 
 
 def test_what_relation_scores_hold_by_hand():
-    """Embedding and unembedding, the larger of two layers and the first MLP, every source twice, and hits."""
+    """Embedding and unembedding, the larger of two layers and the first MLP, sources twice, and hits."""
     D, F, K, V = 61, 131, 16, 601
     held = max(3 * D * F, 2 * D * K * (6 + 2)) + 2 * V * D + 2 * 5 * D
     without = costs.hit_bytes(SMALL, costs.stages(V, 7), 11, "cpu")
     assert costs.relation_scores(SMALL, 11, 5, 7, True, "cpu").activations - without == 4 * held
+
+
+PATCHED = (PROMPTS.tokens, PROMPTS.tokens[::-1].copy(), PROMPTS.mask, PROMPTS.answers, PROMPTS.distractors)
+
+
+def test_flops_of_direct_effects_are_those_of_their_program(model):
+    counted = traced(path_step.direct_step, model, *PATCHED)
+    planned = costs.direct_effects(SMALL, Prompts(1, B, S), 4).flops
+    assert planned == pytest.approx(counted, rel=0.01)
+
+
+@pytest.mark.parametrize("positions", ["last", "all"])
+@pytest.mark.parametrize("start", [0, 4])
+def test_flops_of_paths_are_those_of_their_programs(model, positions: str, start: int):
+    """Two batches of five senders of one layer, to the logits and into receivers of the layer above."""
+    step = partial(path_step.patch_prefill, positions=positions)
+    counted = traced(path_step.patch_prefill, model, *PATCHED, positions=positions)
+    _, patch = jax.eval_shape(step, model, *PATCHED)
+    entries = path_step.Entries(patch.clean.residual, patch.clean.residual)
+    senders, one, L = np.full((5, 2), start, np.int32), Prompts(1, B, S), SMALL.n_layers
+    to_logits = traced(path_step.logits_step, model, patch, entries, senders, start, trips=L - start)
+    begins = np.full(9, start)
+    planned = costs.paths(SMALL, one, begins, 5, positions, 4)
+    assert planned.flops == pytest.approx(counted + 2 * to_logits, rel=0.01)
+    # Into receivers two loops follow each other, of different lengths: by hand.
+    into = start + 1
+    planned = costs.paths(SMALL, one, begins, 5, positions, 4, (into,))
+    P = S if positions == "all" else 1
+    layer = costs.projections(SMALL) + costs.attention(SMALL, S) + costs.rest(SMALL)
+    row = 2 * costs.mlp(SMALL) + 2 * 16 * 61 + (L - into) * layer + costs.projections(SMALL)
+    by_hand = 5 * B * P * row + 2 * B * P * costs.output(SMALL) + 5 * B * 2 * 61
+    assert planned.flops == counted_prefill(counted) + 2 * by_hand
+
+
+def counted_prefill(counted: int) -> int:
+    """Two forward passes, whose products were counted a moment ago."""
+    two = 2 * costs.forward(SMALL, B, S)
+    assert two == pytest.approx(counted, rel=0.01)
+    return two
+
+
+def test_flops_of_scores_of_weights_are_those_of_their_programs(model):
+    weights = copy_score.copy_weights(InMemory(model))
+    names, x = np.arange(7, dtype=np.int32), np.ones((7, SMALL.d_model), np.float32)
+    counted = traced(copy_score.first_state, weights.first_block, x)
+    reader = next(weights.layers)
+    counted += SMALL.n_layers * traced(
+        *(copy_score._layer_hits, x, reader, weights.readout, names), top_k=5, precision="highest"
+    )
+    assert costs.copy_scores(SMALL, 7, 4).flops == pytest.approx(counted, rel=0.01)
+
+    found = relation_scores.relation_weights(InMemory(model))
+    tiles = salient_operations._tiles(found.embedding, SMALL.vocab_size)
+    unembed = salient_operations._tiles(model.unembed_rows, SMALL.vocab_size)
+    W_V, W_O = next(found.layers)
+    sizes = {"n_tokens": 3, "n_mapped": 2, "precision": "highest"}
+    counted = SMALL.n_layers * traced(salient_operations._layer_best, tiles, W_V, W_O, unembed, **sizes)
+    counted += traced(jax.vmap(found.first_mlp), tiles.rows)
+    V = SMALL.vocab_size
+    planned = costs.salient_operations(SMALL, SMALL.n_layers, 6, 3, V, V, True)
+    assert planned.flops == pytest.approx(counted, rel=0.01)
+
+
+def test_every_analysis_says_what_it_costs(config: RunConfig, tmp_path: Path, capsys):
+    """Of a published model with prompts that all of them can read; no total leaves one out."""
+    for name, kind in ANALYSES.items():
+        before = ("relation_scores",) if name in ("universality", "ablation_curves") else ()
+        run_of = RunConfig(
+            "gpt2", analyses=(*before, kind()), data=Data(relations=("copying", "name_copying"))
+        )
+        prompts = {"prompts": "ioi"} if name in ("path_patching", "circuit_discovery") else {}
+        plan.print_plan(altered(run_of, **prompts))
+        said = capsys.readouterr().out
+        assert "not worked out" not in said
+        assert "all but" not in said
+
+
+def test_a_total_that_leaves_something_out_says_so():
+    machine = plan.Machine(1, 1, 2**30, 1e12, "cpu")
+    rows = [plan.Row("known", 0, costs.NOTHING, 0), plan.Row("mystery", 0, None, 0)]
+    assert "all but mystery" in plan.table(rows, machine)
+    assert "all but" not in plan.table(rows[:1], machine)

@@ -141,6 +141,7 @@ def test_figures_are_drawn_again_otherwise(finished, tmp_path: Path):
     for fields, message in (
         ({"top_k": "3"}, "are drawn again with other values of threshold, .*; top_k needs another run"),
         ({"formats": "gif"}, "field 'formats' must be one of png, pdf, svg; got 'gif'"),
+        ({"formats": ""}, "field 'formats' must name at least one; got none"),
         ({"colour": "x"}, "a config has no field 'colour'; near ones: colors"),
     ):
         with pytest.raises(InputError, match=message):

@@ -1,5 +1,7 @@
 """A study in Python: text in and words out, analyses in memory, own words and prompts, how results show."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from headjax.analyses import (
     DynamicScores,
     GradientAttribution,
     HeadAblation,
+    PathPatching,
     RelationScores,
 )
 from headjax.engine.replacement import find_replacement
@@ -207,3 +210,41 @@ def test_prompts_of_a_relation_that_was_skipped_say_so(study, tmp_path):
     message = r"field 'prompts' names rare, a relation that was skipped: 0 of 1 pairs are single tokens"
     with pytest.raises(headjax.InputError, match=message):
         mine.run(HeadAblation(prompts="rare"))
+
+
+def test_a_word_picks_grids_by_whatever_it_names(study, result):
+    grids = result.grids
+    for word, field in (
+        ("accuracy", "metric"),
+        ("static", "kind"),
+        ("copying", "relation"),
+        ("mean", "analysis"),
+        (study.display_name, "model"),
+    ):
+        assert {getattr(grid, field) for grid in grids[word]} == {word}
+        assert len(grids[word]) == sum(getattr(grid, field) == word for grid in grids)
+    templated = study.run(DynamicScores()).grids
+    template = templated.values("template")[1]
+    assert {grid.template for grid in templated[template]} == {template}
+
+
+def test_the_seed_draws_the_corrupted_twins(study):
+    asked = study.pairs[0].relation.id
+    all_of_them = dataclasses.replace(study.data, n_prompts=None)
+    ours, theirs = (
+        [
+            prompt.distractor
+            for prompt in dataclasses.replace(study, data=all_of_them, seed=seed).prompt_set(asked)
+        ]
+        for seed in (0, 1)
+    )
+    assert len(ours) == len(theirs) > 12
+    assert ours != theirs
+
+
+def test_named_prompts_of_path_patching_are_its_task(study):
+    """All of them have partners; of a relation's own prompts only some may have."""
+    asked = study.pairs[0].relation.id
+    named = PathPatching(prompts=asked).clean_sets(study)
+    assert [which for which, _ in named] == ["task", "corrupted"]
+    assert [which for which, _ in PathPatching().clean_sets(study)][:2] == ["with_partners", "corrupted"]

@@ -13,6 +13,7 @@ from headjax import figures
 from headjax.analyses import GradientAttribution
 from headjax.analyses.gradient_attribution import agreement
 from headjax.grid import GridSet, HeadGrid
+from headjax.report.drawing import chosen_grids
 from headjax.report.options import Report
 from headjax.report.run_report import report_tables
 from headjax.result import Result
@@ -121,3 +122,22 @@ def test_grids_of_key_value_groups_have_no_agreement():
         grid(np.ones((L, H)), "copying", "gradient_logprob", metric="logprob"),
     )
     assert agreements(GridSet(pair)) == []
+
+
+def test_the_printed_summary_leaves_out_single_templates(scored, tmp_path):
+    """The file has them; what is printed has the correlations, which sum them up."""
+    of_template = grid(one_head(0, 0, 0.4), "copying", "dynamic_context", template="The <X> is")
+    found = Result(GridSet((*scored, of_template)))
+    run = config(tmp_path)
+    made = {table.name: table for table in report_tables(found, run.analyses, (), run.report, 0)}
+    assert "The <X> is" in {row.template for row in made["summary"].rows}
+    assert "dynamic_context" not in made["summary"].text
+    assert "static" in made["summary"].text
+
+
+def test_the_two_grids_with_the_largest_numbers_are_drawn_unless_others_are_asked_for():
+    sizes = {"a": 0.2, "b": -0.9, "c": 0.5, "d": np.nan}
+    grids = [grid(np.array([[0.0, size]]), name, "static") for name, size in sizes.items()]
+    assert [one.relation for one in chosen_grids(grids, Report())] == ["b", "c"]
+    asked = chosen_grids(grids, Report(heat_maps=("d", "a", "c")))
+    assert [one.relation for one in asked] == ["d", "a", "c"]

@@ -11,9 +11,10 @@ from typing import ClassVar
 
 from headjax import figures
 from headjax.analyses.base import Coordinates
-from headjax.analyses.path_patching import Patched, PatchedPaths, Receiver
+from headjax.analyses.path_patching import INPUTS, Patched, PatchedPaths, Receiver
 from headjax.circuits.discovery import DIRECT, discover_circuit
 from headjax.circuits.tables import CircuitRow, circuit_tables, heads_by_task
+from headjax.costs import Cost, Machine
 from headjax.data.prompts import PromptBatch
 from headjax.engine.batches import Work
 from headjax.errors import InputError
@@ -50,6 +51,12 @@ class CircuitDiscovery(Patched):
     def check(self, study: Study, before: Coordinates) -> Coordinates:
         # Which grids later stages have depends on what the first one finds.
         return {(f"circuit_1_{DIRECT}", task) for task in self.tasks(study)}
+
+    def cost(self, study: Study, machine: Machine) -> Cost:
+        """At most: at every later stage receivers of all inputs, in every layer that can have one."""
+        layers = tuple(range(1, study.config.n_layers))
+        stages = (self.n_stages - 1) * len(INPUTS) if layers else 0
+        return self.paths_cost(study, machine, [(self.positions, layers)] * stages)
 
     def run(self, study: Study, work: Work) -> Result:
         def measure(batch: PromptBatch, direct: PatchedPaths, receivers: tuple[Receiver, ...]):

@@ -27,9 +27,10 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from headjax import figures
+from headjax import costs, figures
 from headjax.analyses.base import MAPS, WEIGHTS, Analysis, Coordinates
 from headjax.circuits.tables import circuit_for
+from headjax.costs import Cost, Machine
 from headjax.data.prompt_sets import ioi_names
 from headjax.data.prompts import word_tokens
 from headjax.engine.batches import Work
@@ -202,6 +203,9 @@ class CopyScore(Analysis):
     def check(self, study: Study, before: Coordinates) -> Coordinates:
         ioi_names(study.tokenizer)
         return {(kind, "ioi_names") for kind in ("copy_score", "copy_score" + SUPPRESSION)}
+
+    def cost(self, study: Study, machine: Machine) -> Cost:
+        return costs.copy_scores(study.config, len(ioi_names(study.tokenizer)), HEADS_AT_ONCE)
 
     def run(self, study: Study, work: Work) -> Result:
         """It takes seconds: a run remembers the whole, not its parts."""

@@ -25,9 +25,11 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
+from headjax import costs
 from headjax.analyses.base import Asked, Coordinates
 from headjax.axes import Head
 from headjax.config import ModelConfig
+from headjax.costs import Cost, Machine
 from headjax.data.prompts import PromptBatch
 from headjax.engine.batches import Remember, Track, Work, check_prompts, compute_anew, map_prompts, untracked
 from headjax.engine.mesh import WHOLE, model_mesh, spread
@@ -305,6 +307,16 @@ class Patched(Asked):
             remember=_of_task(work.remember, batch.prompts[0].relation),
         )
 
+    def paths_cost(self, study: Study, machine: Machine, into: Sequence[tuple[str, tuple[int, ...]]]) -> Cost:
+        """Of direct effects, and of paths into receivers by positions and layers, of every task."""
+        cost = costs.NOTHING
+        for batch in self.batches(study):
+            prompts = costs.chunked(study, batch.tokens, machine.copies)
+            cost += costs.direct_effects(study.config, prompts, costs.itemsize(study))
+            for positions, layers in into:
+                cost += costs.patched_paths(study, machine, batch.tokens, positions, layers)
+        return cost
+
     def percent_grid(
         self, study: Study, task: str, kind: str, percent: Float[np.ndarray, "L H B"], direct: PatchedPaths
     ) -> HeadGrid:
@@ -359,6 +371,12 @@ class PathPatching(Patched):
                 raise InputError(f"{rule}; got {into[0]}")
             kinds += [f"path_{name}"] * bool(into)
         return {(kind, task) for kind in kinds for task in self.tasks(study)}
+
+    def cost(self, study: Study, machine: Machine) -> Cost:
+        receivers = tuple(map(Receiver.parse, self.receivers))
+        by_input = [tuple(one.head.layer for one in receivers if one.input == letter) for letter in INPUTS]
+        into = [(self.positions, layers) for layers in by_input if layers]
+        return self.paths_cost(study, machine, [(self.positions, ()), *into])
 
     def run(self, study: Study, work: Work) -> Result:
         receivers = tuple(map(Receiver.parse, self.receivers))

@@ -22,9 +22,11 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
+from headjax import costs
 from headjax.analyses.base import WEIGHTS, Analysis, Coordinates
 from headjax.analyses.relation_scores import Weights, relation_weights
 from headjax.axes import Head
+from headjax.costs import Cost, Machine
 from headjax.data.prompts import token_text
 from headjax.engine.batches import Work
 from headjax.errors import InputError
@@ -220,6 +222,12 @@ class SalientOperations(Analysis):
         for label in self.heads:
             check_head(Head.parse(label), study.config)
         return set()
+
+    def cost(self, study: Study, machine: Machine) -> Cost:
+        layers = {Head.parse(label).layer for label in self.heads} or set(range(study.config.n_layers))
+        n_rows, tile = study.vocab_size, min(TILE, study.vocab_size)
+        sizes = (len(layers), study.config.n_heads, self.n_tokens, n_rows, tile)
+        return costs.salient_operations(study.config, *sizes, study.rule.first_mlp)
 
     def run(self, study: Study, work: Work) -> Result:
         found = salient_operations(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from headjax import figures
 from headjax.analyses.base import LOOKS, Analysis, Coordinates
+from headjax.costs import NOTHING, Cost, Machine
 from headjax.engine.batches import Work
 from headjax.errors import InputError
 from headjax.report.options import Report
@@ -43,6 +44,9 @@ class Universality(Analysis):
             found = ", ".join(kinds) or "none"
             raise InputError(f"universality needs relation_scores before it; grids there are: {found}")
         return set()
+
+    def cost(self, study: Study, machine: Machine) -> Cost:
+        return NOTHING
 
     def run(self, study: Study, work: Work) -> Result:
         own = work.earlier.grids.select(model=study.display_name)
