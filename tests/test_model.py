@@ -13,7 +13,7 @@ from headjax.analyses.attention_patterns import attention_patterns
 from headjax.axes import Head
 from headjax.config import Llama3Scaling, ModelConfig, Rotary
 from headjax.errors import InputError
-from headjax.model import Transformer, build_model, model_parameters
+from headjax.model import Transformer, build_model, model_parameters, one_block
 from headjax.model.edits import HeadEdit, check_edit
 from headjax.model.rotary import rotary_frequencies
 from tests.helpers.models import CONFIGS, GPT2, LLAMA, TOKENS, informative_model
@@ -333,3 +333,28 @@ def test_unreadable_head_labels_are_refused(label):
 def test_a_head_the_model_does_not_have_is_refused():
     with pytest.raises(InputError, match="3 layers of 5 heads; got L3H0"):
         HeadEdit.ablate(GPT2, ["L3H0"], n_positions=11)
+
+
+def test_what_a_config_says_of_its_layers_is_no_parameter():
+    """Windows, rotary bases and divisors that differ by layer go along with it, and are not trained."""
+    rotary = dataclasses.replace(LLAMA.rotary, theta=300.0)
+    more = {"window": (4, None, 4), "rotary_in_window": rotary, "scores_by_layer": True}
+    config = dataclasses.replace(LLAMA, **more)
+    model = build_model(config, model_parameters(informative_model(LLAMA)))
+    assert set(model_parameters(model)) == set(model_parameters(informative_model(LLAMA)))
+    attn = model.blocks.attn
+    np.testing.assert_array_equal(attn.window, [4, 2**30, 4])
+    np.testing.assert_array_equal(attn.score_divisor, [1, 2, 3])
+    np.testing.assert_array_equal(attn.frequencies[0], rotary_frequencies(rotary))
+    np.testing.assert_array_equal(attn.frequencies[1], rotary_frequencies(LLAMA.rotary))
+    tokens = np.arange(12).reshape(2, 6)
+    slopes = jax.grad(lambda model: model(tokens).logits.sum())(model)
+    for name in ("window", "frequencies", "amplitude", "score_divisor"):
+        assert not np.any(getattr(slopes.blocks.attn, name))
+    assert np.any(slopes.blocks.attn.W_Q)
+    # One layer alone has its own.
+    alone = one_block(
+        config, {k: v[1] for k, v in model_parameters(model).items() if k.startswith("blocks.")}, 1
+    )
+    assert float(alone.attn.window[...]) == 2**30
+    np.testing.assert_array_equal(alone.attn.frequencies, rotary_frequencies(LLAMA.rotary))

@@ -88,21 +88,25 @@ class Attention(nnx.Module):
         if self.config.qk_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.config.rotary_in_window is not None:
-            how = self.frequencies[...], self.amplitude[...]
+            how = self.setting("frequencies"), self.setting("amplitude")
             q, k = (apply_rotary(heads, positions, *how) for heads in (q, k))
         elif self.config.rotary is not None:
             how = rotary_frequencies(self.config.rotary), rotary_amplitude(self.config.rotary)
             q, k = (apply_rotary(heads, positions, *how) for heads in (q, k))
         if self.config.scores_by_layer:
-            q = q / self.score_divisor[...].astype(q.dtype)
+            q = q / self.setting("score_divisor").astype(q.dtype)
         return q, k, v
+
+    def setting(self, name: str) -> Float[Array, "..."]:
+        """What the config says of this layer: a constant for whoever differentiates the model."""
+        return jax.lax.stop_gradient(getattr(self, name)[...])
 
     @property
     def scores(self) -> dict[str, Any]:
         """How products become scores, and which keys have one, as kernels take it."""
         window = self.config.window
         if isinstance(window, tuple):
-            window = self.window[...].astype(jnp.int32)
+            window = self.setting("window").astype(jnp.int32)
         return {"scale": self.config.score_scale, "soft_cap": self.config.soft_cap, "window": window}
 
     def attend(
