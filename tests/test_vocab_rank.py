@@ -115,12 +115,18 @@ class TestEveryImplementation:
         assert_same(run(implementation, **arguments), expected)
 
     def test_a_copy_of_the_target_does_not_beat_it(self, implementation: str):
-        """Every token is there twice, far apart; only a logit from another product could differ."""
-        arguments = inputs("more queries than K") | {"bias": None}
+        """Every token is there twice, far apart; only a logit from another product could differ.
+
+        Interpreted on a CPU, XLA sums up the products of a GPU kernel, for the targets and for all tokens not
+        always in the same order: there the numbers are whole, and with them every sum is exact.
+        """
+        exact = implementation == "pallas_mosaic_gpu" and jax.default_backend() == "cpu"
+        arguments = inputs("more queries than K", whole_numbers=exact) | {"bias": None}
         arguments["unembed"] = jnp.tile(arguments["unembed"], (2, 1))
-        rank = run(implementation, **arguments)
+        rank, expected = run(implementation, **arguments), run("reference", **arguments)
         assert (rank.above % 2 == 0).all()
-        np.testing.assert_array_equal(rank.above + rank.below, 200)
+        np.testing.assert_array_equal(rank.above + rank.below, expected.above + expected.below)
+        assert exact or (expected.above + expected.below == 200).all()
 
     @pytest.mark.parametrize("case", ["more queries than K", "fewer queries than K"])
     def test_a_cap_leaves_what_lies_below_it_exact(self, case: str, implementation: str):
