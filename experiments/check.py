@@ -15,8 +15,8 @@ from headjax import zoo
 from headjax.analyses.base import FORWARD, check_analyses
 from headjax.circuits.published import check_fits
 from headjax.circuits.tables import read_marks
-from headjax.errors import InputError, shown
-from headjax.grid import GridSet
+from headjax.errors import InputError
+from headjax.grid import COORDINATES, GridSet
 from headjax.io import atomic_write, check_file_names
 from headjax.study import Study
 
@@ -39,8 +39,9 @@ def check_study(study: Study, config: RunConfig) -> set[str]:
 
     Reads no weights and uses no device.
     """
-    scored = check_analyses(study, config.analyses, set())
-    named = (*(pairs.relation.id for pairs in study.pairs), *(relation for _, relation in sorted(scored)))
+    coordinates = check_analyses(study, config.analyses, {})
+    scored = {grid.relation for own in coordinates.values() for grid in own}
+    named = (*(pairs.relation.id for pairs in study.pairs), *sorted(scored))
     relations = list(dict.fromkeys(named))
     for relation in config.report.heat_maps:
         _check_scored("heat_maps", relation, relations)
@@ -51,7 +52,7 @@ def check_study(study: Study, config: RunConfig) -> set[str]:
         check_fits(circuit, study.config.n_layers, study.config.n_heads)
     size = (study.config.n_layers, study.config.n_heads)
     check_comparison_size(config.compare, study.display_name, size)
-    return {relation for _, relation in scored}
+    return scored
 
 
 def _check_scored(field: str, relation: str, relations: Sequence[str]) -> None:
@@ -97,9 +98,8 @@ def check_out(out: Path) -> None:
 
 def check_unique(grids: GridSet) -> None:
     """Raises InputError for two grids that nothing tells apart."""
-    fields = ("model", "analysis", "kind", "relation", "template", "metric")
-    named: Mapping[tuple, int] = Counter(tuple(getattr(grid, name) for name in fields) for grid in grids)
+    named: Mapping[tuple, int] = Counter(tuple(getattr(grid, name) for name in COORDINATES) for grid in grids)
     for coordinates, count in named.items():
         if count > 1:
             rule = "every grid must have coordinates of its own"
-            raise InputError(f"{rule}; {count} have {shown(coordinates)}")
+            raise InputError(f"{rule}; {count} have {', '.join(filter(None, coordinates))}")

@@ -123,14 +123,16 @@ def is_model(alias: str, shown: str) -> bool:
     return shown.lower() in {alias, MODELS[alias].display.lower(), MODELS[alias].id.split("/")[1].lower()}
 
 
+SIGNS = {"": "plain", SUPPRESSION: "suppression"}  # what the published tables call them
+
+
 # --- ours, by table: (grids of one model, its curves, the published rows) -> numbers --------------------
 
 
 def _max_scores(grids: GridSet, curves: list[CurveRow], published: list[Published]) -> Measured:
-    kinds = {"static": "plain", "static" + SUPPRESSION: "suppression"}
     return {
-        (grid.relation, kinds[grid.kind], "max_score"): float(grid.scores.max())
-        for grid in grids.select(kind=list(kinds))
+        (grid.relation, SIGNS[grid.sign], "max_score"): float(grid.scores.max())
+        for grid in grids.select(measure="static")
     }
 
 
@@ -163,16 +165,14 @@ def _accuracies(grids: GridSet, curves: list[CurveRow], published: list[Publishe
 
 def _copy_scores(grids: GridSet, curves: list[CurveRow], published: list[Published]) -> Measured:
     measured = {}
-    for kind, ending, role in (
-        ("plain", "", "Name movers"),
-        ("suppression", SUPPRESSION, "Negative name movers"),
-    ):
-        for grid in grids.select(kind="copy_score" + ending):
-            check_fits(CIRCUITS["ioi"], *grid.scores.shape)
-            named = [float(grid.scores[head]) for head in CIRCUITS["ioi"].roles[role]]
-            measured[grid.relation, kind, "least_circuit_head"] = min(named)
-            measured[grid.relation, kind, "mean_circuit_head"] = float(np.mean(named))
-            measured[grid.relation, kind, "mean_head"] = float(grid.scores.mean())
+    roles = {"": "Name movers", SUPPRESSION: "Negative name movers"}
+    for grid in grids.select(measure="copy_score"):
+        check_fits(CIRCUITS["ioi"], *grid.scores.shape)
+        named = [float(grid.scores[head]) for head in CIRCUITS["ioi"].roles[roles[grid.sign]]]
+        kind = SIGNS[grid.sign]
+        measured[grid.relation, kind, "least_circuit_head"] = min(named)
+        measured[grid.relation, kind, "mean_circuit_head"] = float(np.mean(named))
+        measured[grid.relation, kind, "mean_head"] = float(grid.scores.mean())
     return measured
 
 
@@ -187,7 +187,7 @@ def _direct_effects(grids: GridSet, curves: list[CurveRow], published: list[Publ
             scipy.stats.spearmanr(effects[row.model].ravel(), grid.scores.ravel()).statistic
         )
         for row in published
-        for grid in grids.select(kind="logit_attribution", metric="logit", relation="ioi")
+        for grid in grids.select(measure="logit_attribution", metric="logit", relation="ioi")
     }
 
 

@@ -1,7 +1,7 @@
 """Score grids: one number per (layer, head), with names; saved, loaded, selected and classified.
 
 A `HeadGrid` is what every sweep returns and every figure and table takes. A `GridSet` is many of them,
-of any mix of models, relations and kinds. `scores.csv` is for other programs; `scores.npz` loses nothing:
+of any mix of models, relations and measures. `scores.csv` is for other programs; `scores.npz` loses nothing:
 figures and tables are drawn again from it without the model.
 """
 
@@ -28,41 +28,58 @@ CSV_COLUMNS = (
     *("model", "relation", "category", "kind", "layer", "head", "score", "n_pairs"),
     *("template", "metric", "stderr", "clean", "clean_stderr"),  # empty where not used
     *("analysis", "replacement", "positions"),
+    *("measure", "part", "sign"),  # of which `kind` is made, with the metric of effects
 )
 # What tells grids apart.
-COORDINATES = ("model", "analysis", "kind", "relation", "template", "metric", "replacement", "positions")
-SUPPRESSION = "_suppression"  # the kind "static" has the suppression kind "static_suppression", and so on
+COORDINATES = (
+    *("model", "analysis", "measure", "part", "sign"),
+    *("relation", "template", "metric", "replacement", "positions"),
+)
+KV_GROUPS = "kv_groups"  # the part of effects of all query heads that share keys and values: [L G], not [L H]
+SUPPRESSION = "suppression"  # the sign of scores that count where the sign is turned; "" of all others
 
 
 class Measure(NamedTuple):
-    """What the numbers of a kind of grid are.
+    """What is known about the numbers of a measure.
 
     Attributes:
       is_share: the share of `n_pairs` pairs, names or prompts that are hits.
       is_relation_score: a head implements the relation above the threshold.
       helps: 0 for scores, which have no sign. For effects on the answer, the sign of those that help: 1, or
         -1 where the effect is what the answer loses (path patching).
+      kind_has_metric: `HeadGrid.kind` names the metric too.
     """
 
     is_share: bool = False
     is_relation_score: bool = False
     helps: int = 0
+    kind_has_metric: bool = False
 
 
-# By how a kind begins.
+# Of another one, that an analysis of somebody's own gives, only that it is a number.
 MEASURES = {
-    "static": Measure(is_share=True, is_relation_score=True),
-    "dynamic_": Measure(is_share=True, is_relation_score=True),
+    **dict.fromkeys(("static", "dynamic"), Measure(is_share=True, is_relation_score=True)),
     "copy_score": Measure(is_share=True),
-    "attention_": Measure(),
-    **dict.fromkeys(("logit_attribution", "ablation_", "gradient_"), Measure(helps=1)),
-    **dict.fromkeys(("path_", "circuit_"), Measure(helps=-1)),
+    "logit_attribution": Measure(helps=1),
+    **dict.fromkeys(("ablation", "gradient"), Measure(helps=1, kind_has_metric=True)),
+    **dict.fromkeys(("path", "circuit"), Measure(helps=-1)),
 }
 
 
-def measure(kind: str) -> Measure:
-    """What is known about a kind of grid; of one that nobody knows, only that it is a number."""
-    return next((found for beginning, found in MEASURES.items() if kind.startswith(beginning)), Measure())
+class Coordinate(NamedTuple):
+    """What an analysis says of a grid before there is one; the fields are those of `HeadGrid`."""
+
+    measure: str
+    relation: str
+    part: str = ""
+    sign: str = ""
+    metric: str = ""
+
+    @property
+    def kind(self) -> str:
+        """What was measured in one word, as files and users spell it: `dynamic_no_context_suppression`."""
+        metric = self.metric if MEASURES.get(self.measure, Measure()).kind_has_metric else ""
+        return "_".join(filter(None, (self.measure, self.part, metric, self.sign)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +87,11 @@ class HeadGrid:
     """One number for each head of one model, and what it was measured on.
 
     Arrays become float32 numpy arrays. `model` is the display name ("GPT-2 xl"), `relation` the id, `name`
-    the relation's display name (made from the id if not given). `n_pairs` counts the pairs, or prompts,
-    behind each score; `samples` holds the values of each of them, `stderr` the standard error of their mean.
+    the relation's display name (made from the id if not given). `measure` is what was measured ("static",
+    "ablation"), `part` which part of it where it has several (dynamic scores "context" and "no_context",
+    attention "induction", paths "query"), `sign` "suppression" where the sign was turned, `metric` what an
+    effect is measured by. `n_pairs` counts the pairs, or prompts, behind each score; `samples` holds the
+    values of each of them, `stderr` the standard error of their mean.
     `clean` is what an effect is held against: the mean over the same prompts of the metric itself where no
     head is touched (of path patching, which gives a percentage: of the logit difference), and its error.
     `analysis` is the name under which the run asked for it; `replacement` and `positions` say what an
@@ -82,8 +102,10 @@ class HeadGrid:
     model: str
     relation: str
     category: str
-    kind: str
+    measure: str
     n_pairs: int
+    part: str = ""
+    sign: str = ""
     name: str = ""
     template: str = ""
     metric: str = ""
@@ -102,6 +124,16 @@ class HeadGrid:
         if not self.name:
             object.__setattr__(self, "name", self.relation.replace("_", " ").capitalize())
 
+    @property
+    def kind(self) -> str:
+        """Measure, part and sign in one word (`Coordinate.kind`)."""
+        return Coordinate(self.measure, self.relation, self.part, self.sign, self.metric).kind
+
+    @property
+    def about(self) -> Measure:
+        """What is known about its numbers."""
+        return MEASURES.get(self.measure, Measure())
+
     def __repr__(self) -> str:
         named = (self.model, self.analysis, self.kind, self.relation, self.metric, self.template)
         L, H = self.scores.shape
@@ -114,7 +146,7 @@ class HeadGrid:
     def _repr_html_(self) -> str:
         """A small heat map, a cell a head; hovering says which and how much."""
         largest = float(np.nanmax(np.abs(self.scores))) if np.isfinite(self.scores).any() else 1.0
-        signed = measure(self.kind).helps != 0 or bool((self.scores < 0).any())
+        signed = self.about.helps != 0 or bool((self.scores < 0).any())
         rows = []
         for head in range(self.scores.shape[1]):
             cells = []
@@ -153,16 +185,14 @@ class GridSet:
         return GridSet(self.grids + other.grids)
 
     def __getitem__(self, word: str) -> "GridSet":
-        """The grids that a word picks out: of a metric, a kind ("static", or the end of one: "induction"), a
-        relation, a template, an analysis or a model, the first of these that it fits.
+        """The grids that a word picks out: of a metric, a kind ("static"), a measure, a part ("induction"), a
+        sign, a relation, a template, an analysis or a model, the first of these that it fits.
 
         Raises InputError, with the words there are, where it fits none.
         """
-        for field in ("metric", "kind", "relation", "template", "analysis", "model"):
-            own = self.select(**{field: word})
-            if field == "kind":
-                own = own or GridSet(tuple(grid for grid in self if grid.kind.endswith(f"_{word}")))
-            if own:
+        words = ("metric", "kind", "measure", "part", "sign", "relation", "template", "analysis", "model")
+        for field in words:
+            if own := self.select(**{field: word}):
                 return own
         known = {value for f in ("metric", "kind", "relation") for value in self.values(f) if value}
         raise InputError(
@@ -216,7 +246,7 @@ class GridSet:
         return f"<div>{shown}{more}</div>"
 
     def select(self, **coordinates) -> "GridSet":
-        """The grids whose fields have these values: `select(model="Phi-2", kind=("static", "ablation"))`.
+        """The grids whose fields have these values: `select(model="Phi-2", measure=("static", "dynamic"))`.
 
         A list, tuple or set means any of its members. Nothing that fits gives an empty set.
         """
@@ -229,7 +259,7 @@ class GridSet:
         )
 
     def values(self, field: str) -> tuple:
-        """The different values of a field ("model", "kind", ...) in order of first appearance."""
+        """The different values of a field ("model", "measure", "kind", ...) in order of first appearance."""
         return tuple(dict.fromkeys(getattr(grid, field) for grid in self))
 
 
@@ -249,6 +279,7 @@ def _rows(grids: GridSet) -> Iterator[tuple]:
         before = (grid.model, grid.relation, grid.category, grid.kind)
         after = (grid.n_pairs, grid.template, grid.metric)
         more = (grid.clean, grid.clean_stderr, grid.analysis, grid.replacement, grid.positions)
+        more += (grid.measure, grid.part, grid.sign)
         for at, score in np.ndenumerate(grid.scores):
             yield *before, *at, score, *after, None if grid.stderr is None else grid.stderr[at], *more
 
@@ -266,8 +297,8 @@ def _import(name: str) -> ModuleType:
 # scores.npz. A row is a grid. For each kind:
 #   KIND                           float32 [row, layer, head]
 #   KIND.stderr, KIND.samples      float32 [row, layer, head], [row, prompt, layer, head]; only where measured
-#   KIND.relation, .name, .category, .model, .template, .metric,    text [row]
-#   KIND.analysis, .replacement, .positions                         text [row]
+#   KIND.relation, .name, .category, .model, .template, .metric,                text [row]
+#   KIND.measure, .part, .sign, .analysis, .replacement, .positions             text [row]
 #   KIND.n_pairs, .n_layers, .n_heads, .n_samples                   int [row]
 #   KIND.clean, .clean_stderr      float64 [row]; NaN where there is none
 # Grids of different sizes are padded with NaN to the largest; the sizes say what is theirs.
@@ -278,6 +309,9 @@ _TEXTS = (
     "model",
     "template",
     "metric",
+    "measure",
+    "part",
+    "sign",
     "analysis",
     "replacement",
     "positions",
@@ -366,7 +400,6 @@ def _load_kind(arrays: dict[str, np.ndarray], kind: str) -> Iterator[HeadGrid]:
         clean = {field: float(arrays[f"{kind}.{field}"][row]) for field in _CLEAN}
         yield HeadGrid(
             arrays[kind][row, :n_layers, :n_heads],
-            kind=kind,
             n_pairs=n_pairs,
             stderr=None if stderr is None or np.isnan(stderr).all() else stderr,
             samples=arrays[f"{kind}.samples"][row, :n_samples, :n_layers, :n_heads] if n_samples else None,
@@ -376,7 +409,11 @@ def _load_kind(arrays: dict[str, np.ndarray], kind: str) -> Iterator[HeadGrid]:
 
 
 def head_categories(
-    grids: GridSet, threshold: float = 0.15, count_suppression: bool = True, kind: str = "static"
+    grids: GridSet,
+    threshold: float = 0.15,
+    count_suppression: bool = True,
+    measure: str = "static",
+    part: str = "",
 ) -> dict[str, Bool[np.ndarray, "L H"]]:
     """Which heads of one model have which category: category -> mask.
 
@@ -384,11 +421,10 @@ def head_categories(
     implements any relation of it, plain or, with `count_suppression`, by suppression (Elhelo & Geva 2024,
     "MAPS"). Raises InputError for no grids and for grids of several models.
     """
-    grids = grids.select(kind=(kind, kind + SUPPRESSION) if count_suppression else kind)
+    grids = grids.select(measure=measure, part=part, sign=("", SUPPRESSION) if count_suppression else "")
     if len(grids.values("model")) != 1 or len({grid.scores.shape for grid in grids}) != 1:
-        raise InputError(
-            f"heads are classified from the {kind} scores of one model; got {grids.values('model')}"
-        )
+        scores = " ".join(filter(None, (measure, part, "scores")))
+        raise InputError(f"heads are classified from the {scores} of one model; got {grids.values('model')}")
     masks = {category: np.zeros(grids.grids[0].scores.shape, bool) for category in grids.values("category")}
     for grid in grids:
         # In float32 on both sides, so that 6 hits of 40 are not above 0.15.

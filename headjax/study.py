@@ -398,17 +398,17 @@ class Study:
         return run_analyses(self, name_analyses((*analyses, named)), earlier or Result())
 
     def grid(
-        self, relation: str, kind: str, scores: Float[np.ndarray, "L H"], n_pairs: int, **rest: Any
+        self, relation: str, measure: str, scores: Float[np.ndarray, "L H"], n_pairs: int, **rest: Any
     ) -> HeadGrid:
-        """A grid under this model's and the relation's names."""
+        """A grid under this model's and the relation's names; `rest` are further fields of it."""
         name, category = self.label(relation)
         named = {"n_pairs": n_pairs, "name": rest.pop("name", name)}
-        return HeadGrid(scores, self.display_name, relation, category, kind, **named, **rest)
+        return HeadGrid(scores, self.display_name, relation, category, measure, **named, **rest)
 
     def mean_grid(
         self,
         relation: str,
-        kind: str,
+        measure: str,
         samples: Float[np.ndarray, "B L H"],
         metric: str,
         clean: Float[np.ndarray, " B"],
@@ -421,7 +421,7 @@ class Study:
         mean, stderr = mean_and_stderr(np.moveaxis(samples, 0, -1))
         of_clean = dict(zip(("clean", "clean_stderr"), mean_with_error(clean), strict=True))
         rest |= {"metric": metric, "stderr": stderr, "samples": samples} | of_clean
-        return self.grid(relation, kind, mean, len(samples), **rest)
+        return self.grid(relation, measure, mean, len(samples), **rest)
 
 
 def open_study(

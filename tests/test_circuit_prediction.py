@@ -83,9 +83,9 @@ def test_rows_of_every_circuit_role_relation_and_kind():
         (
             HeadGrid(best, "M", "copying", "Algorithmic", "static", 5),
             HeadGrid(none, "M", "capital", "Knowledge", "static", 5),
-            HeadGrid(3 * best - none, "M", "copying", "Algorithmic", "dynamic_context", 5, template="a"),
-            HeadGrid(none, "M", "copying", "Algorithmic", "dynamic_context", 5, template="b"),
-            HeadGrid(best, "M", "copying", "Algorithmic", "ablation_logprob", 5),
+            HeadGrid(3 * best - none, "M", "copying", "Algorithmic", "dynamic", 5, "context", template="a"),
+            HeadGrid(none, "M", "copying", "Algorithmic", "dynamic", 5, "context", template="b"),
+            HeadGrid(best, "M", "copying", "Algorithmic", "ablation", 5, metric="logprob"),
             HeadGrid(best, "Another", "copying", "Algorithmic", "static", 5),
         )
     )

@@ -26,6 +26,7 @@ from headjax.grid import GridSet, HeadGrid
 from headjax.report.curve_tables import CurveRow
 from headjax.report.table import Table, read_rows
 from headjax.result import Result
+from tests.helpers.grids import spelled
 from tests.helpers.runs import run_config
 
 L, H = 12, 12
@@ -33,7 +34,7 @@ SUFFIX = {"plain": "", "suppression": "_suppression"}
 
 
 def grid(scores, relation: str, kind: str, model: str = "GPT-2 xl", **rest) -> HeadGrid:
-    return HeadGrid(scores, model, relation, "Any", kind, n_pairs=40, **rest)
+    return HeadGrid(scores, model, relation, "Any", **spelled(kind), n_pairs=40, **rest)
 
 
 def peak(value: float, shape: tuple[int, int] = (L, H)) -> np.ndarray:

@@ -17,6 +17,7 @@ from headjax.report.correlations import (
 )
 from headjax.report.table import Table
 from headjax.stats import pearson
+from tests.helpers.grids import spelled
 
 L, H = 3, 5
 TEMPLATES = ("<X> is", "No <X>")
@@ -24,7 +25,8 @@ TEMPLATES = ("<X> is", "No <X>")
 
 def grid(scores: np.ndarray, kind: str, relation: str = "capitals", template: str = "", model: str = "M"):
     return HeadGrid(
-        *(scores, model, relation, "Knowledge", kind),
+        *(scores, model, relation, "Knowledge"),
+        **spelled(kind),
         n_pairs=40 if "static" in kind else 24,
         name=f"Name of {relation}",
         template=template,

@@ -25,7 +25,7 @@ from headjax.options import Options
 # Of public functions of `headjax` and `kernels`, by parameter; "function.parameter" where one differs.
 DEFAULTS = {
     # Elhelo & Geva 2024: when a head implements a relation, and salient operations (their listing's sizes).
-    **{"threshold": 0.15, "count_suppression": True, "kind": "static", "first_mlp": True},
+    **{"threshold": 0.15, "count_suppression": True, "measure": "static", "first_mlp": True},
     **{"n_tokens": 15, "n_mapped": 5},
     # A relation needs 30 pairs of single tokens.
     **{"min_pairs": 30, "single_source": True},

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from headjax.analyses.dynamic_scores import KINDS, dynamic_scores
+from headjax.analyses.dynamic_scores import SCORES, dynamic_scores
 from headjax.data.prompt_sets import template_prompts
 from headjax.data.prompts import batch_prompts, tokenise_pairs
 from headjax.data.relations import Relation
@@ -36,11 +36,13 @@ def test_equals_torch(name: str):
     assert result.groups == GROUPS
     assert result.n_prompts.tolist() == [6, 6, 5]
     expected = expected_scores(theirs, prompts, top_k)
-    assert tuple(result.scores) == KINDS
-    for kind in KINDS:
-        np.testing.assert_array_equal(result.scores[kind], expected[kind].astype(np.float32), err_msg=kind)
+    assert tuple(result.scores) == SCORES
+    for kind in SCORES:
+        np.testing.assert_array_equal(
+            result.scores[kind], expected[kind].astype(np.float32), err_msg=str(kind)
+        )
         assert 0 < result.scores[kind].mean() < 0.5
-    for kind, other in itertools.combinations(KINDS, 2):
+    for kind, other in itertools.combinations(SCORES, 2):
         assert (result.scores[kind] != result.scores[other]).any(), (kind, other)
 
 
@@ -72,7 +74,7 @@ def test_a_source_of_several_tokens_is_its_last_one():
             logits = unembed @ np.asarray(values[layer, group] @ model.W_O[layer, head], np.float64)
             hits[b, layer, head] = (logits > logits[prompts.answers[b]]).sum() < 17
     expected = hits.reshape(2, 4, config.n_layers, config.n_heads).mean(axis=1)
-    np.testing.assert_array_equal(result.scores["dynamic_no_context"], expected.astype(np.float32))
+    np.testing.assert_array_equal(result.scores["no_context", ""], expected.astype(np.float32))
     assert 0 < expected.mean() < 1
 
 
@@ -88,8 +90,8 @@ def test_a_vocabulary_wide_enough_to_be_screened():
     logits = written @ np.asarray(model.unembed_rows, np.float64).T
     own = np.take_along_axis(logits, prompts.answers[:, None, None, None], axis=-1)
     for kind, beyond in (
-        ("dynamic_context", logits > own),
-        ("dynamic_context_suppression", logits < own),
+        (("context", ""), logits > own),
+        (("context", "suppression"), logits < own),
     ):
         expected = (beyond.sum(axis=-1) < 1000).mean(axis=0)
         np.testing.assert_array_equal(result.scores[kind][0], expected.astype(np.float32))
@@ -121,10 +123,10 @@ def test_padding_rows_of_the_vocabulary_are_not_ranked():
         dynamic_scores(on_mesh(model, {"data": 2, "model": 4}), prompts, top_k, vocab_size=53),
         dynamic_scores(from_memory(model), prompts, top_k, vocab_size=53),
     ):
-        for kind in KINDS:
+        for kind in SCORES:
             np.testing.assert_array_equal(actual.scores[kind], expected[kind])
     padded = dynamic_scores(model, prompts, top_k).scores
-    assert any((padded[kind] != expected[kind]).any() for kind in KINDS)
+    assert any((padded[kind] != expected[kind]).any() for kind in SCORES)
 
 
 def test_batch_size_changes_nothing_and_compiles_once(count_compiles):
@@ -143,7 +145,7 @@ def test_batch_size_changes_nothing_and_compiles_once(count_compiles):
         parts = dynamic_scores(model, prompts, top_k, batch_size=4, track=track)
     assert compiled == []
     assert shown == [(5, "dynamic scores")]
-    for kind in KINDS:
+    for kind in SCORES:
         np.testing.assert_array_equal(whole.scores[kind], parts.scores[kind])
 
 

@@ -137,9 +137,10 @@ def test_a_users_own_category_gets_its_own_entry():
     assert_tidy(figure)
 
 
-def test_a_map_needs_scores_of_its_kind():
-    with pytest.raises(InputError, match=r"dynamic_context scores; got static"):
-        figures.draw_category_map(model_grids("Tiny", 5, 3), kind="dynamic_context")
+def test_a_map_needs_static_scores():
+    dynamic = HeadGrid(np.ones((5, 3)), "Tiny", "mine", "Knowledge", "dynamic", 40, "context")
+    with pytest.raises(InputError, match=r"static scores; got dynamic_context"):
+        figures.draw_category_map(GridSet((dynamic,)))
 
 
 # ------------------------------------------------------------------------------------------- heat maps
@@ -203,7 +204,10 @@ def drawn(monkeypatch) -> list:
 def test_relation_heat_map_says_what_it_shows(drawn, tmp_path):
     grids = [
         HeadGrid(scores(24, 16), "GPT-2 medium", "name_copying", "Algorithmic", "static", 40),
-        HeadGrid(scores(24, 16), "GPT-2 medium", "country_to_capital", "Knowledge", "static_suppression", 40),
+        HeadGrid(
+            *(scores(24, 16), "GPT-2 medium", "country_to_capital", "Knowledge", "static", 40),
+            sign="suppression",
+        ),
     ]
     figures.relation_heat_map(grids, tmp_path / "map", [CIRCUITS["circuit_reuse"], None])
     (figure,) = drawn

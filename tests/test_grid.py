@@ -25,10 +25,12 @@ from headjax.report.summary import (
 )
 from headjax.report.table import Table
 from headjax.stats import wilson
+from tests.helpers.grids import spelled
 
 
 def grid(scores, relation="copying", category="Algorithmic", kind="static", model="Tiny", **more) -> HeadGrid:
-    return HeadGrid(np.asarray(scores), model, relation, category, kind, more.pop("n_pairs", 41), **more)
+    more = {"n_pairs": 41, **spelled(kind), **more}
+    return HeadGrid(np.asarray(scores), model, relation, category, **more)
 
 
 @pytest.fixture
@@ -86,7 +88,7 @@ def test_csv_has_the_columns_every_head_and_exact_numbers(mixed, tmp_path):
     header = (
         "model,relation,category,kind,layer,head,score,n_pairs,template,metric,stderr,clean,clean_stderr,"
     )
-    assert ",".join(rows[0]) == header + "analysis,replacement,positions"
+    assert ",".join(rows[0]) == header + "analysis,replacement,positions,measure,part,sign"
     assert len(rows) == 3 * 15 + 2 * 14
     rows = iter(rows)
     for saved in mixed:
@@ -98,7 +100,7 @@ def test_csv_has_the_columns_every_head_and_exact_numbers(mixed, tmp_path):
             assert (row["template"], row["metric"]) == (saved.template, saved.metric)
             expected = "" if saved.stderr is None else saved.stderr[layer, head]
             assert (np.float32(row["stderr"]) if row["stderr"] else "") == expected
-            for column in ("analysis", "replacement", "positions"):
+            for column in ("analysis", "replacement", "positions", "measure", "part", "sign"):
                 assert row[column] == getattr(saved, column)
             for column in ("clean", "clean_stderr"):
                 assert (float(row[column]) if row[column] else None) == getattr(saved, column)
@@ -107,8 +109,8 @@ def test_csv_has_the_columns_every_head_and_exact_numbers(mixed, tmp_path):
 def test_npz_gives_everything_back(mixed, tmp_path):
     save_npz(mixed, tmp_path / "scores.npz")
     loaded = load_npz(tmp_path / "scores.npz")
-    texts = ("model", "relation", "name", "category", "kind", "template", "metric", "n_pairs")
-    texts += ("clean", "clean_stderr")
+    texts = ("model", "relation", "name", "category", "measure", "part", "sign", "template", "metric")
+    texts += ("n_pairs", "clean", "clean_stderr")
     assert len(loaded) == len(mixed)
     for before, after in zip(mixed, loaded, strict=True):
         assert [getattr(before, field) for field in texts] == [getattr(after, field) for field in texts]
@@ -138,7 +140,7 @@ def test_grids_become_one_labelled_array(mixed, monkeypatch):
     scores, named = own.to_xarray()
     np.testing.assert_array_equal(scores, np.stack([one.scores for one in own]))
     assert named["dims"] == ("grid", "layer", "head")
-    assert named["coords"]["kind"] == ("grid", [one.kind for one in own])
+    assert named["coords"]["measure"] == ("grid", [one.measure for one in own])
     assert GridSet(()).to_xarray()[0].shape == (0, 0, 0)
     with pytest.raises(InputError, match="grids of one array are of one size"):
         mixed.to_xarray()
@@ -242,16 +244,16 @@ def test_six_hits_of_forty_are_not_above_the_threshold_in_any_precision():
         )
 
 
-def test_another_threshold_and_another_kind():
+def test_another_threshold_and_another_measure():
     assert category_counts(head_categories(hand_made(), threshold=0.85))[0] == 3
-    assert category_counts(head_categories(hand_made(), kind="dynamic_context")) == (0, 6, 0, 0, 0)
+    assert category_counts(head_categories(hand_made(), measure="dynamic", part="context")) == (0, 6, 0, 0, 0)
 
 
 def test_heads_are_classified_one_model_at_a_time(mixed):
     with pytest.raises(InputError, match=r"one model.*Tiny"):
         head_categories(mixed)
-    with pytest.raises(InputError, match="dynamic_context"):
-        head_categories(mixed, kind="dynamic_context")
+    with pytest.raises(InputError, match="dynamic context"):
+        head_categories(mixed, measure="dynamic", part="context")
 
 
 def test_summary_rows_name_the_best_heads_and_what_was_skipped(tmp_path):

@@ -36,7 +36,7 @@ from headjax.analyses.base import Asked, effect_grids
 from headjax.analyses.registry import register
 from headjax.costs import Cost, chunked, forward
 from headjax.engine.layer_sweep import Sweep, run_sweep
-from headjax.grid import GridSet
+from headjax.grid import Coordinate, GridSet
 from headjax.options import option
 from headjax.report.table import Table
 from headjax.result import Result
@@ -67,7 +67,7 @@ class HeadNorm(Asked):
         return super().reads(data) | {"compute.stream"}
 
     def check(self, study, before):
-        return {("head_norm", task) for task in self.tasks(study)}
+        return {Coordinate("head_norm", task) for task in self.tasks(study)}
 
     def cost(self, study, machine):
         chunks, B, S, _ = chunked(study, study.task_batch(self.prompts).tokens, machine.copies)

@@ -14,6 +14,7 @@ from headjax.data.relations import CATEGORIES, RELATION_IDS, load_relations
 from headjax.data.templates import DYNAMIC_TEMPLATES, SLOT, TASK_TEMPLATES
 from headjax.errors import InputError
 from headjax.grid import HeadGrid
+from tests.helpers.grids import spelled
 from tests.helpers.torch_or_skip import torch
 
 LAYERS, HEADS = 12, 12
@@ -74,7 +75,11 @@ def scores(model, relations, tokenizer):
 
 def make_grids(scores, relations):
     return [
-        HeadGrid(scores[r, k], "Planted", relation.id, relation.category, kind, len(relation.pairs))
+        HeadGrid(
+            *(scores[r, k], "Planted", relation.id, relation.category),
+            **spelled(kind),
+            n_pairs=len(relation.pairs),
+        )
         for r, relation in enumerate(relations)
         for k, kind in enumerate(KINDS)
     ]

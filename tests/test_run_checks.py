@@ -203,9 +203,7 @@ def test_an_unconverted_model_is_not_converted_first(config, refused, tmp_path: 
 def test_coordinates_are_apart():
     grid = HeadGrid(np.zeros((2, 3)), "m", "r", "c", "static", 3)
     check_unique(GridSet((grid, dataclasses.replace(grid, template="<X>"))))
-    with pytest.raises(
-        InputError, match=r"coordinates of its own; 2 have \('m', '', 'static', 'r', '', ''\)"
-    ):
+    with pytest.raises(InputError, match=r"coordinates of its own; 2 have m, static, r$"):
         check_unique(GridSet((grid, grid)))
 
 

@@ -9,7 +9,7 @@ import pytest
 from experiments.config import RunConfig
 from experiments.run import run
 from headjax.errors import InputError
-from headjax.grid import GridSet, load_npz, measure
+from headjax.grid import GridSet, load_npz
 from tests.helpers.runs import altered, run_config
 from tests.helpers.story_prompts import PROMPTS
 
@@ -62,7 +62,7 @@ def test_a_streamed_run_finds_what_the_other_finds_and_converts_nothing(config, 
     for one, other in zip(ours, expected, strict=True):
         assert (one.kind, one.relation, one.metric) == (other.kind, other.relation, other.metric)
         np.testing.assert_allclose(one.scores, other.scores, rtol=0, atol=1e-5)
-        assert (one.clean is None) == (not measure(one.kind).helps)
+        assert (one.clean is None) == (not one.about.helps)
         assert one.clean == pytest.approx(other.clean, abs=1e-5)
         assert one.clean_stderr == pytest.approx(other.clean_stderr, abs=1e-5)
     (held,), (streamed,) = (

@@ -17,14 +17,15 @@ from headjax.report.drawing import chosen_grids
 from headjax.report.options import Report
 from headjax.report.run_report import report_tables
 from headjax.result import Result
+from tests.helpers.grids import spelled
 from tests.helpers.runs import altered, run_config
 
 L, H = 4, 5
 
 
 def grid(scores: np.ndarray, relation: str, kind: str, **rest) -> HeadGrid:
-    named = (rest.pop("model", "M"), relation, rest.pop("category", "Any"), kind)
-    return HeadGrid(scores, *named, 40, analysis="relation_scores", **rest)
+    named = (rest.pop("model", "M"), relation, rest.pop("category", "Any"))
+    return HeadGrid(scores, *named, n_pairs=40, analysis="relation_scores", **{**spelled(kind), **rest})
 
 
 def one_head(layer: int, head: int, score: float) -> np.ndarray:
@@ -87,7 +88,7 @@ def test_threshold_and_suppression_reach_the_category_map(scored, tmp_path, monk
 def agreements(grids: GridSet) -> list[tuple]:
     """The rows of gradient_agreement.csv."""
     names = {"gradient": "gradient_attribution", "ablation": "head_ablation"}
-    named = [dataclasses.replace(g, analysis=names[g.kind.partition("_")[0]]) for g in grids]
+    named = [dataclasses.replace(g, analysis=names[g.measure]) for g in grids]
     tables = GradientAttribution().tables("gradient_attribution", Result(GridSet(tuple(named))), Report())
     return [tuple(row) for table in tables for row in table.rows]
 
@@ -118,7 +119,7 @@ def test_gradients_are_compared_with_ablation_of_their_own_relation_metric_and_m
 
 def test_grids_of_key_value_groups_have_no_agreement():
     pair = (
-        grid(np.ones((L, 1)), "copying", "ablation_logprob", metric="logprob"),
+        grid(np.ones((L, 1)), "copying", "ablation_logprob", metric="logprob", part="kv_groups"),
         grid(np.ones((L, H)), "copying", "gradient_logprob", metric="logprob"),
     )
     assert agreements(GridSet(pair)) == []

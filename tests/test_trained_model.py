@@ -25,6 +25,7 @@ from headjax.errors import InputError
 from headjax.grid import GridSet, HeadGrid, save_npz
 from headjax.parameters.cache import ensure_converted
 from tests.helpers import torch_oracle
+from tests.helpers.grids import spelled
 from tests.helpers.tolerances import assert_close
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -129,12 +130,17 @@ def made_up_grids(relations, rng):
         ablation = (sign or 1) * static + rng.uniform(size=(3, 5)) * 1e-3
         grids += [HeadGrid(static, "trained-gpt2", relation, "Knowledge", "static", 31)]
         grids += [
-            HeadGrid(rng.normal(size=(3, 5)), "trained-gpt2", relation, "Knowledge", kind, 31, metric=metric)
+            HeadGrid(
+                *(rng.normal(size=(3, 5)), "trained-gpt2", relation, "Knowledge"),
+                **spelled(kind),
+                n_pairs=31,
+                metric=metric,
+            )
             for kind, metric in (*kinds, kinds[1])
         ]
         grids += [
-            HeadGrid(ablation, "trained-gpt2", relation, "Knowledge", kind, 31, metric=kind[9:])
-            for kind in ("ablation_logprob", "ablation_accuracy")
+            HeadGrid(ablation, "trained-gpt2", relation, "Knowledge", "ablation", 31, metric=metric)
+            for metric in ("logprob", "accuracy")
         ]
     return GridSet(tuple(grids))
 
@@ -153,7 +159,7 @@ def test_agreement_rows():
     twice = grids.select(relation="copying", kind="dynamic_context")
     mean = np.mean([grid.scores for grid in twice], axis=0)
     np.testing.assert_allclose(agrees.scores["dynamic with context"], mean)
-    without = GridSet(tuple(grid for grid in grids if grid.kind != "gradient_logprob"))
+    without = GridSet(tuple(grid for grid in grids if grid.measure != "gradient"))
     assert not agreement_rows(without)
 
 

@@ -11,12 +11,13 @@ from headjax.report.universality import (
     relation_counts,
     relations_per_head,
 )
+from tests.helpers.grids import spelled
 
 L, H, G = 3, 6, 2
 
 
 def grid(scores: np.ndarray, relation: str, category: str, kind: str = "static", model: str = "M"):
-    return HeadGrid(scores, model, relation, category, kind, n_pairs=40)
+    return HeadGrid(scores, model, relation, category, **spelled(kind), n_pairs=40)
 
 
 def at(*heads: tuple[int, int], shape: tuple[int, int] = (L, H)) -> np.ndarray:

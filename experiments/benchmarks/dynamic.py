@@ -16,7 +16,7 @@ from transformers.models.gpt2 import modeling_gpt2
 
 from experiments.benchmarks.measure import matmul_rate, seconds, usable_cores
 from experiments.benchmarks.torch_gpt2 import SHAPES, gpt2_twins
-from headjax.analyses.dynamic_scores import KINDS, dynamic_scores
+from headjax.analyses.dynamic_scores import SCORES, dynamic_scores
 from headjax.config import ModelConfig
 from headjax.data.prompts import Prompt, PromptBatch
 from headjax.engine.prefill import prefill
@@ -88,7 +88,7 @@ def usual_way(theirs: transformers.GPT2LMHeadModel, prompts: PromptBatch) -> dic
         z.append(output[:, -1])
         return output, weights
 
-    hits = np.zeros((len(KINDS), len(tokens), config.n_layer, config.n_head), bool)
+    hits = np.zeros((len(SCORES), len(tokens), config.n_layer, config.n_head), bool)
     for context, attention in enumerate((attention_kept, attention_forced)):
         z: list[torch.Tensor] = []
         modeling_gpt2.eager_attention_forward = attention
@@ -104,8 +104,8 @@ def usual_way(theirs: transformers.GPT2LMHeadModel, prompts: PromptBatch) -> dic
                     best = logits.topk(TOP_K, dim=1, largest=not suppression).indices
                     is_hit = (best == targets[:, None]).any(dim=1)
                     hits[2 * context + suppression, :, layer, head] = is_hit.numpy()
-    by_template = hits.reshape(len(KINDS), len(LENGTHS), -1, *hits.shape[2:])
-    return dict(zip(KINDS, by_template.mean(axis=2, dtype=np.float32), strict=True))
+    by_template = hits.reshape(len(SCORES), len(LENGTHS), -1, *hits.shape[2:])
+    return dict(zip(SCORES, by_template.mean(axis=2, dtype=np.float32), strict=True))
 
 
 def our_way(model: Transformer, prompts: PromptBatch) -> dict[str, np.ndarray]:
@@ -127,7 +127,7 @@ def compare(name: str, n_pairs: int, rate: float) -> float:
     prompts = template_like_prompts(ours, n_pairs)
     # The first runs compile, warm up, and are compared.
     expected, actual = usual_way(theirs, prompts), our_way(ours, prompts)
-    for kind in KINDS:
+    for kind in SCORES:
         np.testing.assert_array_equal(actual[kind], expected[kind], err_msg=f"{name}, {kind}")
     n_hits = round(sum(float(shares.sum()) for shares in expected.values()) * n_pairs)
     print(f"{name}: {len(prompts.tokens)} prompts, all {n_hits} hits equal")

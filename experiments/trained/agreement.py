@@ -11,14 +11,14 @@ from headjax.grid import GridSet, HeadGrid
 SIGNIFICANT = 0.05
 N_TOP = 3
 VERDICTS = AGREES, UNCLEAR, CONTRADICTS = "agrees", "unclear", "contradicts"
-# Name in the table -> kind of grid and metric. Dynamic scores are means over their templates.
+# Name in the table -> measure, part and metric. Dynamic scores are means over their templates.
 MEASURES = {
-    "static": ("static", ""),
-    "dynamic without context": ("dynamic_no_context", ""),
-    "dynamic with context": ("dynamic_context", ""),
-    "attribution": ("logit_attribution", "logit"),
-    "gradient": ("gradient_logprob", "logprob"),
-    "ablation": ("ablation_logprob", "logprob"),
+    "static": ("static", "", ""),
+    "dynamic without context": ("dynamic", "no_context", ""),
+    "dynamic with context": ("dynamic", "context", ""),
+    "attribution": ("logit_attribution", "", "logit"),
+    "gradient": ("gradient", "", "logprob"),
+    "ablation": ("ablation", "", "logprob"),
 }
 COMPARED = (
     ("static", "dynamic without context"),
@@ -56,9 +56,12 @@ class Row(NamedTuple):
 def agreement_rows(grids: GridSet) -> list[Row]:
     """A row for every relation that has a grid of every measure."""
     rows = []
-    for relation in grids.select(kind="static"):
-        own = grids.select(model=relation.model, relation=relation.relation)
-        found = {name: own.select(kind=kind, metric=metric) for name, (kind, metric) in MEASURES.items()}
+    for relation in grids.select(measure="static", sign=""):
+        own = grids.select(model=relation.model, relation=relation.relation, sign="")
+        found = {
+            name: own.select(measure=measure, part=part, metric=metric)
+            for name, (measure, part, metric) in MEASURES.items()
+        }
         if not all(map(len, found.values())):
             continue
         scores = {name: np.mean([grid.scores for grid in of], axis=0) for name, of in found.items()}

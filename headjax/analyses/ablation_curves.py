@@ -19,7 +19,7 @@ from headjax.data.prompts import PromptBatch
 from headjax.engine.batches import Work
 from headjax.engine.curves import HEAD_CAPS, MOST_HEADS, ablation_curves
 from headjax.errors import InputError, shown
-from headjax.grid import GridSet
+from headjax.grid import KV_GROUPS, Coordinate, GridSet
 from headjax.io import safe_name
 from headjax.options import option
 from headjax.report.curve_tables import CurveRow, CurveSummary, curve_rows, curves_table, summary_row
@@ -52,15 +52,16 @@ class AblationCurves(Ablating):
         read = super().reads(data) | {"compute.variant_batch", "report.heat_maps"}
         return read - {f"report.{name}" for name in ("circuits", "orientation", "origin", "colors")}
 
-    def check(self, study: Study, before: Coordinates) -> Coordinates:
+    def check(self, study: Study, before: Coordinates) -> set[Coordinate]:
         self.check_donors(study, "last")
-        ranked = {relation for kind, relation in before if kind == self.rank_by}
+        spelled = _rank_names(before)
+        ranked = spelled.get(self.rank_by)
         if not ranked:
-            plain = {kind for kind, _ in before if ":" not in kind}
-            kinds = plain | {kind for kind, _ in before if kind.rpartition(":")[2] not in plain}
+            plain = {name for name in spelled if ":" not in name}
+            names = plain | {name for name in spelled if name.rpartition(":")[2] not in plain}
             raise InputError(
                 f"ablation_curves rank heads by grids of an analysis that runs before them; rank_by is "
-                f"{shown(self.rank_by)}, grids there are: {', '.join(sorted(kinds)) or 'none'}"
+                f"{shown(self.rank_by)}, grids there are: {', '.join(sorted(names)) or 'none'}"
             )
         for task in self.tasks(study):
             if task not in ranked:
@@ -103,14 +104,7 @@ class AblationCurves(Ablating):
 
     def _ranking(self, grids: GridSet) -> GridSet:
         name, _, kind = self.rank_by.rpartition(":")
-        own = grids.select(kind=kind)
-        if name:
-            return own.select(analysis=name)
-        if len(names := own.values("analysis")) > 1:
-            raise InputError(
-                f"'rank_by' must name one of {', '.join(f'{one}:{kind}' for one in names)}; got {kind!r}"
-            )
-        return own
+        return grids.select(kind=kind, analysis=name) if name else grids.select(kind=kind)
 
     def tables(self, name: str, found: Result, report: Report) -> list[Table | Page]:
         rows, summary = (
@@ -151,6 +145,22 @@ class AblationCurves(Ablating):
                 controls=of_kind["control"],
             )
         return files
+
+
+def _rank_names(before: Coordinates) -> dict[str, set[str]]:
+    """What `rank_by` may say -> the relations whose heads that ranks: NAME:KIND, and KIND while one analysis
+    alone gives such grids. Effects of groups of heads rank no single ones."""
+    by_kind: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    for name, own in before.items():
+        for grid in own:
+            if grid.part != KV_GROUPS:
+                by_kind[grid.kind][name].add(grid.relation)
+    spelled = {}
+    for kind, givers in by_kind.items():
+        spelled |= {f"{name}:{kind}": relations for name, relations in givers.items()}
+        if len(givers) == 1:
+            (spelled[kind],) = givers.values()
+    return spelled
 
 
 def _curve(line: list[CurveRow]) -> Any:

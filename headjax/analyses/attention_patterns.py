@@ -32,7 +32,7 @@ from headjax.data.prompts import PromptBatch
 from headjax.engine.batches import Remember, Track, Work, compute_anew, untracked
 from headjax.engine.layer_sweep import Ends, LayerRun, Sweep, run_sweep
 from headjax.errors import InputError
-from headjax.grid import GridSet
+from headjax.grid import Coordinate, GridSet
 from headjax.inputs import check_count, check_ids, check_options, check_tokens
 from headjax.model import Block, Transformer
 from headjax.parameters.layered import LayeredModel
@@ -166,9 +166,9 @@ class AttentionPatterns(Asked):
     def clean_sets(self, study: Study) -> Sequence[tuple[str, PromptBatch]]:
         return ()  # attention, not an effect on answers
 
-    def check(self, study: Study, before: Coordinates) -> Coordinates:
+    def check(self, study: Study, before: Coordinates) -> set[Coordinate]:
         self._repeated(study)
-        return {(f"attention_{pattern}", on) for pattern in PATTERNS for on in (REPEATED, "prompts")}
+        return {Coordinate("attention", on, pattern) for pattern in PATTERNS for on in (REPEATED, "prompts")}
 
     def cost(self, study: Study, machine: Machine) -> Cost:
         repeated, own = (
@@ -191,7 +191,7 @@ class AttentionPatterns(Asked):
             "prompts": attention_patterns(study.sweep_model(), batch.tokens, batch.mask, **how),
         }
         grids = (
-            study.grid(on, f"attention_{pattern}", getattr(scores, pattern), scores.n_tokens[pattern])
+            study.grid(on, "attention", getattr(scores, pattern), scores.n_tokens[pattern], part=pattern)
             for on, scores in measured.items()
             for pattern in PATTERNS
         )
@@ -204,12 +204,12 @@ class AttentionPatterns(Asked):
             for on in grids.select(model=model).values("relation"):
                 own = grids.select(model=model, relation=on)
                 chosen = [grid for grid in own if not np.isnan(grid.scores).all()]
-                patterns = [grid.kind.removeprefix("attention_") for grid in chosen]
                 panels = [
                     figures.Panel(
-                        grid.scores, f"{grid.model}: {pattern} ({grid.name})", f"{pattern.capitalize()} score"
+                        *(grid.scores, f"{grid.model}: {grid.part} ({grid.name})"),
+                        f"{grid.part.capitalize()} score",
                     )
-                    for grid, pattern in zip(chosen, patterns, strict=True)
+                    for grid in chosen
                 ]
                 path = figure_path(directory, self.stem(name, "attention"), chosen[:1])
                 files += figures.score_map(panels, path, report.orientation, report.origin)

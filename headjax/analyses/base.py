@@ -5,7 +5,7 @@
         kind = "my_score"
         top: int = option(5, least=1)
 
-        def check(self, study, before): return {("my_score", pairs.relation.id) for pairs in study.pairs}
+        def check(self, study, before): return {Coordinate("my_score", p.relation.id) for p in study.pairs}
         def run(self, study, work): return Result(GridSet((study.grid(...), ...)))
 
 Everything else has a default: it reads no prompts, cannot be planned, gives no tables but its scores, and is
@@ -28,7 +28,7 @@ from headjax.engine.clean_run import clean_metrics, clean_row
 from headjax.engine.metrics import METRICS, Metrics
 from headjax.engine.replacement import ABLATIONS, find_donors
 from headjax.errors import InputError, shown
-from headjax.grid import GridSet, HeadGrid
+from headjax.grid import Coordinate, GridSet, HeadGrid
 from headjax.options import Options, Words, option
 from headjax.report.drawing import draw_grids
 from headjax.report.options import Report
@@ -36,9 +36,8 @@ from headjax.report.table import Page, Table
 from headjax.result import CleanRow, Result
 from headjax.study import GENERATORS, Compute, Data, Prompts, Study
 
-# What a grid will be called: its kind and its relation (or task). Each is there twice: as `static`, if no
-# other analysis of the run gives the same, and as `relation_scores:static`, under its analysis' name.
-Coordinates = set[tuple[str, str]]
+# What grids there will be: name of an analysis -> its grids' coordinates.
+Coordinates = Mapping[str, set[Coordinate]]
 
 # Fields of a run that analyses read, by their dotted names (`Analysis.reads`).
 RELATIONS = frozenset({"data.relations", "data.relations_dir", "data.min_pairs"})
@@ -86,7 +85,7 @@ class Analysis(Options):
         """The prompts that effects are measured on, and which they are (`CleanRow.prompts`)."""
         return ()
 
-    def check(self, study: Study, before: Coordinates) -> Coordinates:
+    def check(self, study: Study, before: Coordinates) -> set[Coordinate]:
         """Raises InputError for what this model cannot be asked, given what grids there will be by then.
 
         Gives the coordinates of its own. Reads no weights and uses no device.
@@ -210,7 +209,7 @@ def rows_by_relation(batch: PromptBatch) -> dict[str, Int[np.ndarray, " rows"]]:
 def effect_grids(
     study: Study,
     batch: PromptBatch,
-    kind: str,
+    measure: str,
     effects: Float[np.ndarray, "B L H"],
     metric: str,
     clean: Float[np.ndarray, " B"],
@@ -218,7 +217,7 @@ def effect_grids(
 ) -> Iterable[HeadGrid]:
     """One grid a relation from values of every prompt, and the clean metric beside them."""
     for relation, rows in rows_by_relation(batch).items():
-        yield study.mean_grid(relation, kind, effects[rows], metric, clean[rows], **coordinates)
+        yield study.mean_grid(relation, measure, effects[rows], metric, clean[rows], **coordinates)
 
 
 def hit_fields(data: Data) -> frozenset[str]:
@@ -273,25 +272,26 @@ def check_analyses(study: Study, analyses: Mapping[str, Analysis], before: Coord
     """All coordinates that there will be. Raises InputError for what this model cannot be asked."""
     check_stream(analyses, study.compute)
     for name, analysis in analyses.items():
-        before = _with(before, name, analysis.check(study, before))
+        before = {**before, name: analysis.check(study, before)}
     return before
 
 
-def _with(before: Coordinates, name: str, own: Coordinates) -> Coordinates:
-    """With those that an analysis adds: each as "name:kind", and as "kind" while only one analysis has it."""
-    of_all = {(f"{name}:{kind}", relation) for kind, relation in own}
-    given = {(kind.partition(":")[2], relation) for kind, relation in before}  # by another analysis
-    return ((before | own) - (own & given)) | of_all
+def kinds_of(before: Coordinates) -> set[str]:
+    """The kinds of grids that there will be."""
+    return {grid.kind for own in before.values() for grid in own}
 
 
 def run_analyses(
     study: Study, analyses: Mapping[str, Analysis], earlier: Result, track: Track = untracked
 ) -> Result:
     """Checks them all, then runs one after the other."""
-    before: Coordinates = set()
-    for name in earlier.grids.values("analysis"):
-        own = earlier.grids.select(analysis=name, model=study.display_name)
-        before = _with(before, name, {(grid.kind, grid.relation) for grid in own})
+    before: Coordinates = {
+        name: {
+            Coordinate(*(getattr(grid, field) for field in Coordinate._fields))
+            for grid in earlier.grids.select(analysis=name, model=study.display_name)
+        }
+        for name in earlier.grids.values("analysis")
+    }
     check_analyses(study, analyses, before)
     found = Result()
     for name, analysis in analyses.items():

@@ -18,7 +18,7 @@ from headjax.costs import Cost, Machine
 from headjax.data.prompts import PromptBatch
 from headjax.engine.batches import Work
 from headjax.errors import InputError
-from headjax.grid import GridSet
+from headjax.grid import Coordinate, GridSet
 from headjax.io import safe_name
 from headjax.options import option
 from headjax.report.options import Report
@@ -29,7 +29,7 @@ from headjax.study import Study
 
 @dataclass(frozen=True, kw_only=True)
 class CircuitDiscovery(Patched):
-    """Every task's circuit, and the grids of its stages: kinds like `circuit_1_direct`, `circuit_2_query`.
+    """Every task's circuit, and the grids of its stages: parts `1_direct`, `2_query` and so on.
 
     Attributes:
       n_stages: how many steps it goes back from the logits.
@@ -38,6 +38,7 @@ class CircuitDiscovery(Patched):
     """
 
     kind: ClassVar[str] = "circuit_discovery"
+    measure: ClassVar[str] = "circuit"
     reads_tables: ClassVar = {"circuits": CircuitRow}
     n_stages: int = option(2, least=1, most=100)
     top_share: float = option(0.02, least=1e-6, most=1)
@@ -48,9 +49,9 @@ class CircuitDiscovery(Patched):
         if self.positions == "all" and self.n_stages == 1:
             raise InputError("field 'positions' has an effect where n_stages is above 1; got positions='all'")
 
-    def check(self, study: Study, before: Coordinates) -> Coordinates:
+    def check(self, study: Study, before: Coordinates) -> set[Coordinate]:
         # Which grids later stages have depends on what the first one finds.
-        return {(f"circuit_1_{DIRECT}", task) for task in self.tasks(study)}
+        return {self.coordinate(task, f"1_{DIRECT}") for task in self.tasks(study)}
 
     def cost(self, study: Study, machine: Machine) -> Cost:
         """At most: at every later stage receivers of all inputs, in every layer that can have one."""
@@ -75,7 +76,7 @@ class CircuitDiscovery(Patched):
                 for one in found.heads
             ]
             grids += [
-                self.percent_grid(study, task, f"circuit_{stage}_{name}", percent, direct)
+                self.percent_grid(study, task, f"{stage}_{name}", percent, direct)
                 for (stage, name), percent in found.effects.items()
             ]
         return Result(GridSet(tuple(grids)), {"circuits": tuple(rows)})

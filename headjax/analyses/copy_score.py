@@ -35,7 +35,7 @@ from headjax.data.prompt_sets import ioi_names
 from headjax.data.prompts import word_tokens
 from headjax.engine.batches import Work
 from headjax.errors import InputError, shown
-from headjax.grid import SUPPRESSION, GridSet
+from headjax.grid import SUPPRESSION, Coordinate, GridSet
 from headjax.inputs import as_array, check_ids
 from headjax.kernels import dispatch
 from headjax.model import (
@@ -200,9 +200,9 @@ class CopyScore(Analysis):
     def needs_model(self, study: Study) -> bool:
         return False
 
-    def check(self, study: Study, before: Coordinates) -> Coordinates:
+    def check(self, study: Study, before: Coordinates) -> set[Coordinate]:
         ioi_names(study.tokenizer)
-        return {(kind, "ioi_names") for kind in ("copy_score", "copy_score" + SUPPRESSION)}
+        return {Coordinate("copy_score", "ioi_names", sign=sign) for sign in ("", SUPPRESSION)}
 
     def cost(self, study: Study, machine: Machine) -> Cost:
         return costs.copy_scores(study.config, len(ioi_names(study.tokenizer)), HEADS_AT_ONCE)
@@ -217,20 +217,19 @@ class CopyScore(Analysis):
             precision=study.compute.precision,
             track=lambda layers: work.track(layers, study.config.n_layers, "copy scores"),
         )
-        kinds = (("copy_score", scores.plain), ("copy_score" + SUPPRESSION, scores.suppression))
-        grids = (study.grid("ioi_names", kind, grid, len(names)) for kind, grid in kinds)
+        signs = (("", scores.plain), (SUPPRESSION, scores.suppression))
+        grids = (study.grid("ioi_names", "copy_score", grid, len(names), sign=sign) for sign, grid in signs)
         return Result(GridSet(tuple(grids)))
 
     def draw(self, name: str, found: Result, report: Report, directory: Path) -> list[Path]:
         """Plain and negated, beside the relation scores of name copying where there are any."""
         files, titles = [], {"copy_score": "copy", "static": "relation"}
-        static = found.grids.select(relation="name_copying", kind=("static", "static" + SUPPRESSION))
+        static = found.grids.select(relation="name_copying", measure="static")
         for model in found.grids.select(analysis=name).values("model"):
             chosen = found.grids.select(analysis=name, model=model) + static.select(model=model)
             panels = []
             for grid in chosen:
-                negated = "negated " * grid.kind.endswith(SUPPRESSION)
-                what = f"{negated}{titles[grid.kind.removesuffix(SUPPRESSION)]} score"
+                what = f"{'negated ' * (grid.sign == SUPPRESSION)}{titles[grid.measure]} score"
                 marks = circuit_for(grid.model, grid.relation, report, found)
                 title = f"{grid.model}: {grid.name.lower()}, {what}"
                 panels.append(figures.Panel(grid.scores, title, what.capitalize(), marks))

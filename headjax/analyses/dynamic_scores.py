@@ -37,7 +37,7 @@ from headjax.engine.batches import Remember, Track, Work, check_prompts, compute
 from headjax.engine.hits import Stage, relation_hits, screening_stages
 from headjax.engine.layer_sweep import Ends, LayerRun, Sweep, run_sweep
 from headjax.errors import InputError, shown
-from headjax.grid import SUPPRESSION, GridSet
+from headjax.grid import SUPPRESSION, Coordinate, GridSet
 from headjax.inputs import as_array
 from headjax.model import Block, Transformer
 from headjax.parameters.layered import LayeredModel
@@ -48,12 +48,8 @@ from headjax.report.table import Page, Table
 from headjax.result import Result
 from headjax.study import Data, Study
 
-KINDS = (
-    "dynamic_context",
-    "dynamic_context_suppression",
-    "dynamic_no_context",
-    "dynamic_no_context_suppression",
-)
+# The scores there are: part and sign of each (`HeadGrid`), in the order in which hits are computed.
+SCORES = (("context", ""), ("context", SUPPRESSION), ("no_context", ""), ("no_context", SUPPRESSION))
 
 
 class DynamicShares(NamedTuple):
@@ -62,12 +58,12 @@ class DynamicShares(NamedTuple):
     Attributes:
       groups: (relation, template) of every row, in the order of the prompts.
       n_prompts: [R], the prompts behind each row.
-      scores: kind -> [R L H], for every kind of KINDS.
+      scores: (part, sign) -> [R L H], for all of SCORES.
     """
 
     groups: tuple[tuple[str, str], ...]
     n_prompts: Int[np.ndarray, " R"]
-    scores: dict[str, Float[np.ndarray, "R L H"]]
+    scores: dict[tuple[str, str], Float[np.ndarray, "R L H"]]
 
 
 def dynamic_scores(
@@ -81,7 +77,7 @@ def dynamic_scores(
     track: Track = untracked,
     remember: Remember = compute_anew,
 ) -> DynamicShares:
-    """Dynamic scores of every head, all four kinds from one forward pass per batch of prompts.
+    """Dynamic scores of every head, all four from one forward pass per batch of prompts.
 
     Args:
       prompts: the targets are their answers.
@@ -131,7 +127,7 @@ def share_of_hits(
     rows = tuple(dict.fromkeys(groups))
     row = np.array([rows.index(group) for group in groups])
     shares = np.stack([hits[row == r].mean(axis=0, dtype=np.float32) for r in range(len(rows))])
-    return DynamicShares(rows, np.bincount(row), {kind: shares[:, :, :, i] for i, kind in enumerate(KINDS)})
+    return DynamicShares(rows, np.bincount(row), {score: shares[..., i] for i, score in enumerate(SCORES)})
 
 
 class Asked(NamedTuple):
@@ -156,7 +152,7 @@ def _begin(
 def _layer_hits(
     block: Block, ran: LayerRun, asked: Asked, vocabularies: tuple[tuple[Array, Array], ...]
 ) -> tuple[Bool[Array, "B H 4"], Bool[Array, " B"]]:
-    """Hits of one layer's heads of the kinds in KINDS, and whether the numbers behind them were finite.
+    """Hits of one layer's heads, a column for each of SCORES, and whether what is behind them was finite.
 
     `vocabularies` are the rows of the unembedding that each stage of screening counts, and the largest norm.
     """
@@ -208,9 +204,13 @@ class DynamicScores(Analysis):
     def batches(self, study: Study) -> Sequence[PromptBatch]:
         return (study.template_batch(self.multi_token),)
 
-    def check(self, study: Study, before: Coordinates) -> Coordinates:
+    def check(self, study: Study, before: Coordinates) -> set[Coordinate]:
         check_top_k(study)
-        return {(kind, relation) for kind in KINDS for relation in rows_by_relation(*self.batches(study))}
+        return {
+            Coordinate("dynamic", relation, part, sign)
+            for part, sign in SCORES
+            for relation in rows_by_relation(*self.batches(study))
+        }
 
     def cost(self, study: Study, machine: Machine) -> Cost:
         (batch,) = self.batches(study)
@@ -231,15 +231,20 @@ class DynamicScores(Analysis):
             remember=work.remember,
         )
         grids = (
-            study.grid(relation, kind, grid[r], int(scores.n_prompts[r]), template=template)
-            for kind, grid in scores.scores.items()
+            study.grid(
+                *(relation, "dynamic", of_score[r], int(scores.n_prompts[r])),
+                part=part,
+                sign=sign,
+                template=template,
+            )
+            for (part, sign), of_score in scores.scores.items()
             for r, (relation, template) in enumerate(scores.groups)
         )
         return Result(GridSet(tuple(grids)))
 
     def tables(self, name: str, found: Result, report: Report) -> list[Table | Page]:
         """Correlations with the static scores of the same relations, where there are any."""
-        grids = found.grids.select(analysis=name) + static_grids(found.grids)
+        grids = found.grids.select(analysis=name) + found.grids.select(measure="static")
         if not (rows := correlations(grids)):
             return []
         text = "Static against dynamic scores: r over heads and templates, p over heads\n"
@@ -249,13 +254,13 @@ class DynamicScores(Analysis):
 
     def draw(self, name: str, found: Result, report: Report, directory: Path) -> list[Path]:
         """Of each chosen relation: the static score beside the dynamic ones, averaged over templates."""
-        files, titles = [], (("dynamic_no_context", "without context"), ("dynamic_context", "with context"))
+        files, titles = [], (("no_context", "without context"), ("context", "with context"))
         for model in found.grids.select(analysis=name).values("model"):
             own = found.grids.select(model=model)
-            for chosen in chosen_grids(own.select(kind="static"), report):
+            for chosen in chosen_grids(own.select(measure="static", sign=""), report):
                 panels = [figures.Panel(chosen.scores, f"{chosen.name}: static", "Score")]
-                for kind, title in titles:
-                    of_templates = own.select(analysis=name, kind=kind, relation=chosen.relation)
+                for part, title in titles:
+                    of_templates = own.select(analysis=name, part=part, sign="", relation=chosen.relation)
                     if len(of_templates):
                         mean = np.mean([grid.scores for grid in of_templates], axis=0)
                         panels.append(figures.Panel(mean, f"{chosen.name}: dynamic, {title}", "Score"))
@@ -263,8 +268,3 @@ class DynamicScores(Analysis):
                     path = figure_path(directory, self.stem(name, "dynamic"), [chosen])
                     files += figures.score_map(panels, path, report.orientation, report.origin)
         return files
-
-
-def static_grids(grids: GridSet) -> GridSet:
-    """The static scores among the grids, plain and suppression."""
-    return grids.select(kind=("static", "static" + SUPPRESSION))

@@ -26,7 +26,7 @@ from headjax.data.prompts import PromptBatch
 from headjax.engine.batches import Remember, Track, Work, check_prompts, compute_anew, map_prompts, untracked
 from headjax.engine.replacement import Replacement, find_replacement
 from headjax.errors import InputError
-from headjax.grid import GridSet, HeadGrid
+from headjax.grid import Coordinate, GridSet, HeadGrid
 from headjax.kernels import dispatch
 from headjax.model import Block, Transformer, mask_positions
 from headjax.model.edits import HeadEdit
@@ -193,9 +193,13 @@ class GradientAttribution(Measured, Ablating):
     kind = "gradient_attribution"
     positions: str = option("last", choices=("last", "all"))
 
-    def check(self, study: Study, before: Coordinates) -> Coordinates:
+    def check(self, study: Study, before: Coordinates) -> set[Coordinate]:
         self.check_donors(study, self.positions)
-        return {(f"gradient_{metric}", task) for metric in self._metrics(study) for task in self.tasks(study)}
+        return {
+            Coordinate("gradient", task, metric=metric)
+            for metric in self._metrics(study)
+            for task in self.tasks(study)
+        }
 
     def cost(self, study: Study, machine: Machine) -> Cost:
         prompts = costs.chunked(study, study.task_batch(self.prompts).tokens, machine.copies)
@@ -221,8 +225,7 @@ class GradientAttribution(Measured, Ablating):
                 track=work.track,
                 remember=work.remember,
             )
-            kind = f"gradient_{metric}"
-            grids += effect_grids(study, batch, kind, found.effects, metric, found.clean, **where)
+            grids += effect_grids(study, batch, "gradient", found.effects, metric, found.clean, **where)
         return Result(GridSet(tuple(grids)))
 
     def _metrics(self, study: Study) -> tuple[str, ...]:
@@ -235,16 +238,16 @@ class GradientAttribution(Measured, Ablating):
             exact = found.grids.select(
                 model=estimate.model,
                 relation=estimate.relation,
-                kind=f"ablation_{estimate.metric}",
+                measure="ablation",
+                part="",  # single heads, not groups
+                metric=estimate.metric,
                 replacement=estimate.replacement,
                 positions=estimate.positions,
             )
             for grid in exact:
-                # Not so where key/value groups were ablated.
-                if grid.scores.shape == estimate.scores.shape:
-                    one = agreement(grid.scores, estimate.scores)
-                    named = (estimate.model, estimate.relation, estimate.metric)
-                    rows.append(AgreementRow(*named, one.spearman, one.n_top, " ".join(map(str, one.missed))))
+                one = agreement(grid.scores, estimate.scores)
+                named = (estimate.model, estimate.relation, estimate.metric)
+                rows.append(AgreementRow(*named, one.spearman, one.n_top, " ".join(map(str, one.missed))))
         if not rows:
             return []
         text = "Gradient against exact ablation\n" + agreement_table(rows)

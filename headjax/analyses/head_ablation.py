@@ -36,7 +36,7 @@ from headjax.engine.variant_step import Positions
 from headjax.engine.variants import ENOUGH_ROWS, run_variants
 from headjax.engine.visits import visit_layers
 from headjax.errors import InputError
-from headjax.grid import GridSet, HeadGrid
+from headjax.grid import KV_GROUPS, Coordinate, GridSet, HeadGrid
 from headjax.kernels import dispatch
 from headjax.model import Block, Transformer
 from headjax.model.edits import apply_edit
@@ -273,16 +273,17 @@ class HeadAblation(Measured, Ablating):
             return f"needs positions 'last'; got {self.positions!r}"
         return "needs means over 'prompts'; got mean_over='tokens'" if self.mean_over == "tokens" else ""
 
-    def check(self, study: Study, before: Coordinates) -> Coordinates:
+    def check(self, study: Study, before: Coordinates) -> set[Coordinate]:
         self.check_donors(study, self.positions)
         metrics = self.metrics_of(study.task_batch(self.prompts), METRICS, "ablation")
-        # Groups of heads rank no single heads.
-        of = (
-            " of key/value groups"
-            if self.kv_groups and study.config.n_kv_heads < study.config.n_heads
-            else ""
-        )
-        return {(f"ablation_{metric}{of}", task) for metric in metrics for task in self.tasks(study)}
+        return {
+            Coordinate("ablation", task, self._part(study), metric=metric)
+            for metric in metrics
+            for task in self.tasks(study)
+        }
+
+    def _part(self, study: Study) -> str:
+        return KV_GROUPS if self.kv_groups and study.config.n_kv_heads < study.config.n_heads else ""
 
     def cost(self, study: Study, machine: Machine) -> Cost:
         c, batch = study.config, study.task_batch(self.prompts)
@@ -305,11 +306,11 @@ class HeadAblation(Measured, Ablating):
             track=work.track,
             remember=work.remember,
         )
-        where = {"replacement": self.replacement, "positions": self.positions}
+        where = {"replacement": self.replacement, "positions": self.positions, "part": self._part(study)}
         grids: list[HeadGrid] = []
         for metric in self.metrics_of(batch, METRICS, "ablation"):
             effects, clean = np.moveaxis(result.effect(metric), 2, 0), getattr(result.clean, metric)
-            grids += effect_grids(study, batch, f"ablation_{metric}", effects, metric, clean, **where)
+            grids += effect_grids(study, batch, "ablation", effects, metric, clean, **where)
         return Result(GridSet(tuple(grids)))
 
     def draw(self, name: str, found: Result, report: Report, directory: Path) -> list[Path]:

@@ -28,7 +28,7 @@ from headjax.data.prompts import PromptBatch
 from headjax.engine.batches import Remember, Track, Work, check_prompts, compute_anew, untracked
 from headjax.engine.layer_sweep import Ends, LayerRun, Sweep, run_sweep
 from headjax.errors import InputError, shown
-from headjax.grid import GridSet
+from headjax.grid import Coordinate, GridSet
 from headjax.model import Block, Transformer
 from headjax.parameters.layered import LayeredModel
 from headjax.report.drawing import draw_effects
@@ -188,8 +188,13 @@ class LogitAttribution(Asked):
     def reads(self, data: Data) -> frozenset[str]:
         return super().reads(data) | {"compute.stream"}
 
-    def check(self, study: Study, before: Coordinates) -> Coordinates:
-        return {("logit_attribution", task) for task in self.tasks(study)}
+    def check(self, study: Study, before: Coordinates) -> set[Coordinate]:
+        metrics = _metrics(study.task_batch(self.prompts))
+        return {
+            Coordinate("logit_attribution", task, metric=metric)
+            for metric in metrics
+            for task in self.tasks(study)
+        }
 
     def cost(self, study: Study, machine: Machine) -> Cost:
         batch = study.task_batch(self.prompts)

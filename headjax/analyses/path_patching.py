@@ -19,7 +19,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from jax import Array
@@ -47,11 +47,11 @@ from headjax.engine.path_step import (
 from headjax.engine.variant_step import Positions
 from headjax.engine.variants import Split, sweep_variants
 from headjax.errors import InputError
-from headjax.grid import GridSet, HeadGrid
+from headjax.grid import Coordinate, GridSet, HeadGrid
 from headjax.model import Transformer
 from headjax.model.edits import check_head
 from headjax.options import Words, option
-from headjax.report.drawing import chosen_grids, figure_path, signed_map
+from headjax.report.drawing import chosen_grids, figure_name, figure_path, signed_map
 from headjax.report.options import Report
 from headjax.result import Result
 from headjax.study import Data, Study
@@ -246,9 +246,11 @@ class Patched(Asked):
     ones) has no percent: it is left out, and said.
 
     Attributes:
+      measure: of its grids.
       positions: where the senders' outputs are the corrupted ones; "last" or "all".
     """
 
+    measure: ClassVar[str] = "path"
     positions: str = option("last", choices=("last", "all"))
 
     def reads(self, data: Data) -> frozenset[str]:
@@ -317,23 +319,28 @@ class Patched(Asked):
                 cost += costs.patched_paths(study, machine, batch.tokens, positions, layers)
         return cost
 
+    def coordinate(self, task: str, part: str) -> Coordinate:
+        """Of the grid of some paths of a task."""
+        return Coordinate(self.measure, task, part, metric=PERCENT)
+
     def percent_grid(
-        self, study: Study, task: str, kind: str, percent: Float[np.ndarray, "L H B"], direct: PatchedPaths
+        self, study: Study, task: str, part: str, percent: Float[np.ndarray, "L H B"], direct: PatchedPaths
     ) -> HeadGrid:
         """A grid of percents of the gap."""
         samples = np.moveaxis(percent, 2, 0)
-        return study.mean_grid(task, kind, samples, PERCENT, direct.clean, positions=self.positions)
+        where = {"part": part, "positions": self.positions}
+        return study.mean_grid(task, self.measure, samples, PERCENT, direct.clean, **where)
 
     def draw(self, name: str, found: Result, report: Report, directory: Path) -> list[Path]:
         files, grids = [], found.grids.select(analysis=name)
         for model in grids.values("model"):
-            for kind in grids.select(model=model).values("kind"):
-                own = grids.select(model=model, kind=kind)
+            for part in grids.select(model=model).values("part"):
+                own = grids.select(model=model, part=part)
                 # A few tasks are all drawn, as they were named.
                 chosen = own.grids if len(own) <= MOST_TASKS else chosen_grids(own, report)
-                path = figure_path(directory, self.stem(name, f"{kind}_{PERCENT}"), chosen)
+                path = figure_path(directory, self.stem(name, figure_name(chosen[0])), chosen)
                 label = "Percent of the gap, clean to corrupted"
-                files += signed_map(chosen, label, f", {path_name(kind)}", path, report)
+                files += signed_map(chosen, label, f", {path_name(part)}", path, report)
         return files
 
 
@@ -359,18 +366,18 @@ class PathPatching(Patched):
             # Paths to the logits end at the last position, and no head moves anything there.
             raise InputError("field 'positions' has an effect where there are receivers; got positions='all'")
 
-    def check(self, study: Study, before: Coordinates) -> Coordinates:
+    def check(self, study: Study, before: Coordinates) -> set[Coordinate]:
         receivers = tuple(map(Receiver.parse, self.receivers))
         for receiver in receivers:
             check_head(receiver.head, study.config)
-        kinds = ["path_direct", "path_logits"]
+        parts = ["direct", "logits"]
         for letter, name in INPUTS.items():
             into = [receiver for receiver in receivers if receiver.input == letter]
             if into and all(receiver.head.layer == 0 for receiver in into):
                 rule = "a receiver must be above layer 0, so that a head can send to it"
                 raise InputError(f"{rule}; got {into[0]}")
-            kinds += [f"path_{name}"] * bool(into)
-        return {(kind, task) for kind in kinds for task in self.tasks(study)}
+            parts += [name] * bool(into)
+        return {self.coordinate(task, part) for part in parts for task in self.tasks(study)}
 
     def cost(self, study: Study, machine: Machine) -> Cost:
         receivers = tuple(map(Receiver.parse, self.receivers))
@@ -382,19 +389,19 @@ class PathPatching(Patched):
         receivers = tuple(map(Receiver.parse, self.receivers))
         grids = []
         for task, batch, direct in self.done_tasks(study, work):
-            found = {"path_direct": direct, "path_logits": self.patch(study, work, batch, ())}
+            found = {"direct": direct, "logits": self.patch(study, work, batch, ())}
             for letter, name in INPUTS.items():
                 into = tuple(receiver for receiver in receivers if receiver.input == letter)
                 if into:
-                    found[f"path_{name}"] = self.patch(study, work, batch, into)
-            for kind, one in found.items():
-                grids.append(self.percent_grid(study, task, kind, one.percent(), direct))
+                    found[name] = self.patch(study, work, batch, into)
+            for part, one in found.items():
+                grids.append(self.percent_grid(study, task, part, one.percent(), direct))
         return Result(GridSet(tuple(grids)))
 
 
-def path_name(kind: str) -> str:
-    """What a kind of path patching is called: "direct", "to the logits", "stage 2, to query inputs"."""
-    *stage, into = kind.split("_")[1:]
+def path_name(part: str) -> str:
+    """What paths are called in figures: "direct", "to the logits", "stage 2, to query inputs"."""
+    *stage, into = part.split("_")
     to = {"direct": "direct", "logits": "to the logits"}.get(into, f"to {into} inputs")
     return ", ".join([*(f"stage {number}" for number in stage), to])
 

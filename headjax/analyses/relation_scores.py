@@ -48,7 +48,7 @@ from headjax.engine.batches import Remember, Work, compute_anew
 from headjax.engine.hits import Stage, relation_hits, screening_stages, token_rows
 from headjax.engine.mesh import WHOLE, fetch, place
 from headjax.errors import InputError
-from headjax.grid import SUPPRESSION, GridSet
+from headjax.grid import SUPPRESSION, Coordinate, GridSet
 from headjax.inputs import check_ids
 from headjax.kernels import dispatch
 from headjax.model import first_mlp, first_mlp_names, scaled_embedding, unit_W_O, write_names
@@ -280,10 +280,13 @@ class RelationScores(Analysis):
     def needs_model(self, study: Study) -> bool:
         return False
 
-    def check(self, study: Study, before: Coordinates) -> Coordinates:
+    def check(self, study: Study, before: Coordinates) -> set[Coordinate]:
         check_top_k(study)
-        kinds = ("static", "static" + SUPPRESSION)
-        return {(kind, pairs.relation.id) for kind in kinds for pairs in study.pairs}
+        return {
+            Coordinate("static", pairs.relation.id, sign=sign)
+            for sign in ("", SUPPRESSION)
+            for pairs in study.pairs
+        }
 
     def cost(self, study: Study, machine: Machine) -> Cost:
         sources, targets = (
@@ -305,10 +308,9 @@ class RelationScores(Analysis):
             track=lambda layers: work.track(layers, study.config.n_layers, "relation scores"),
             remember=work.remember,
         )
-        kinds = (("static", scores.plain), ("static" + SUPPRESSION, scores.suppression))
         grids = (
-            study.grid(pairs.relation.id, kind, grid[r], len(pairs.words))
-            for kind, grid in kinds
+            study.grid(pairs.relation.id, "static", of_sign[r], len(pairs.words), sign=sign)
+            for sign, of_sign in (("", scores.plain), (SUPPRESSION, scores.suppression))
             for r, pairs in enumerate(study.pairs)
         )
         return Result(GridSet(tuple(grids)))
@@ -326,7 +328,7 @@ class RelationScores(Analysis):
             )
         ]
         for model in grids.values("model"):
-            chosen = chosen_grids(grids.select(model=model, kind="static"), report)
+            chosen = chosen_grids(grids.select(model=model, measure="static", sign=""), report)
             circuits = [circuit_for(grid.model, grid.relation, report, found) for grid in chosen]
             marked = [
                 circuit and with_prediction(circuit, grid)

@@ -30,6 +30,7 @@ from headjax.costs import Cost, Machine
 from headjax.data.prompts import token_text
 from headjax.engine.batches import Work
 from headjax.errors import InputError
+from headjax.grid import Coordinate
 from headjax.kernels import dispatch
 from headjax.model.edits import check_head
 from headjax.options import Words, option
@@ -218,7 +219,7 @@ class SalientOperations(Analysis):
     def needs_model(self, study: Study) -> bool:
         return False
 
-    def check(self, study: Study, before: Coordinates) -> Coordinates:
+    def check(self, study: Study, before: Coordinates) -> set[Coordinate]:
         for label in self.heads:
             check_head(Head.parse(label), study.config)
         return set()

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headjax import figures
-from headjax.analyses.base import LOOKS, Analysis, Coordinates
+from headjax.analyses.base import LOOKS, Analysis, Coordinates, kinds_of
 from headjax.costs import NOTHING, Cost, Machine
 from headjax.engine.batches import Work
 from headjax.errors import InputError
+from headjax.grid import Coordinate
 from headjax.report.options import Report
 from headjax.report.table import Page, Table
 from headjax.report.universality import (
@@ -38,10 +39,9 @@ class Universality(Analysis):
     def needs_model(self, study: Study) -> bool:
         return False
 
-    def check(self, study: Study, before: Coordinates) -> Coordinates:
-        kinds = sorted({kind for kind, _ in before if ":" not in kind})
-        if "static" not in kinds:
-            found = ", ".join(kinds) or "none"
+    def check(self, study: Study, before: Coordinates) -> set[Coordinate]:
+        if "static" not in kinds_of(before):
+            found = ", ".join(sorted(kinds_of(before))) or "none"
             raise InputError(f"universality needs relation_scores before it; grids there are: {found}")
         return set()
 

@@ -11,12 +11,12 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from headjax.circuits.published import Circuit
-from headjax.grid import SUPPRESSION, GridSet
+from headjax.grid import SUPPRESSION, Coordinate, GridSet
 
-KINDS = tuple(
-    kind + ending
-    for kind in ("static", "dynamic_no_context", "dynamic_context")
-    for ending in ("", SUPPRESSION)
+SCORES = tuple(  # measure, part and sign of what may find a circuit's heads
+    (measure, part, sign)
+    for measure, part in (("static", ""), ("dynamic", "no_context"), ("dynamic", "context"))
+    for sign in ("", SUPPRESSION)
 )
 ALL_ROLES = "all"
 
@@ -47,12 +47,13 @@ class Prediction(NamedTuple):
 def predictions(
     grids: GridSet, model: str, circuits: Mapping[str, Circuit], seed: int = 0
 ) -> list[Prediction]:
-    """A row for every circuit, role, relation and kind of static or dynamic score; templates averaged."""
+    """A row for every circuit, role, relation and static or dynamic score; templates averaged."""
     rows = []
-    for kind in KINDS:
-        of_kind = grids.select(model=model, kind=kind)
-        for relation in of_kind.values("relation"):
-            scores = np.mean([grid.scores for grid in of_kind.select(relation=relation)], axis=0)
+    for measure, part, sign in SCORES:
+        own = grids.select(model=model, measure=measure, part=part, sign=sign)
+        for relation in own.values("relation"):
+            scores = np.mean([grid.scores for grid in own.select(relation=relation)], axis=0)
+            kind = Coordinate(measure, relation, part, sign).kind
             for name, circuit in circuits.items():
                 for role, heads in {ALL_ROLES: circuit.heads(), **circuit.roles}.items():
                     inside = np.zeros(scores.shape, bool)

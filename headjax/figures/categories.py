@@ -50,11 +50,10 @@ def category_map(
     path: str | Path,
     threshold: float = 0.15,
     count_suppression: bool = True,
-    kind: str = "static",
     origin: str = "lower",
 ) -> tuple[Path, ...]:
     """Writes `draw_category_map` under this path, with its endings."""
-    return save_figure(draw_category_map(grids, threshold, count_suppression, kind, origin), path)
+    return save_figure(draw_category_map(grids, threshold, count_suppression, origin), path)
 
 
 @styled
@@ -62,20 +61,19 @@ def draw_category_map(
     grids: GridSet,
     threshold: float = 0.15,
     count_suppression: bool = True,
-    kind: str = "static",
     origin: str = "lower",
 ) -> Figure:
     """One panel per model, each head coloured by its one category or by how many it has.
 
     The classification is `headjax.grid.head_categories`. `origin` "lower" puts head 0 at the bottom, "upper"
-    at the top. Raises InputError if there are no scores of this kind.
+    at the top. Raises InputError if there are no static scores.
     """
-    models = grids.select(kind=kind).values("model")
+    models = grids.select(measure="static").values("model")
     if not models:
         raise InputError(
-            f"a category map needs {kind} scores; got {', '.join(grids.values('kind')) or 'none'}"
+            f"a category map needs static scores; got {', '.join(grids.values('kind')) or 'none'}"
         )
-    maps = [head_categories(grids.select(model=m), threshold, count_suppression, kind) for m in models]
+    maps = [head_categories(grids.select(model=m), threshold, count_suppression) for m in models]
     shapes = np.array([next(iter(masks.values())).shape for masks in maps])
     colors = _map_colors(maps)
     key = Key([Patch(color=color, label=name) for name, color in colors.items()])

@@ -47,7 +47,6 @@ from headjax.grid import (
     SUPPRESSION,
     GridSet,
     HeadGrid,
-    measure,
 )
 
 HEAT_AXES = {"layer_x": ("Layer", "Head"), "head_x": ("Head", "Layer")}  # orientation -> names of x and y
@@ -80,7 +79,7 @@ def relation_heat_map(
     """
     panels = []
     for grid, circuit in zip(grids, circuits or [None] * len(grids), strict=True):
-        name = grid.name + " suppression" * grid.kind.endswith(SUPPRESSION)
+        name = grid.name + " suppression" * (grid.sign == SUPPRESSION)
         note = NO_MARKS if circuits and circuit is None else ""
         panels.append(Panel(grid.scores, f"{grid.model}: {name} heads", f"{name} score", circuit, note))
     return score_map(panels, path, orientation, origin)
@@ -106,7 +105,7 @@ def plot_grids(grids: GridSet, orientation: str = "layer_x", origin: str = "lowe
     The figure is returned, to be shown by a notebook or saved (`.savefig`). Raises InputError for grids of
     different size, and for scores and effects in one figure.
     """
-    signed = {measure(grid.kind).helps != 0 for grid in grids}
+    signed = {grid.about.helps != 0 for grid in grids}
     if len(signed) != 1:
         raise InputError(
             f"one figure shows scores or effects; got {', '.join(grids.values('kind')) or 'none'}"

@@ -46,18 +46,18 @@ class Correlation(NamedTuple):
 
 
 def correlations(grids: GridSet) -> list[Correlation]:
-    """A row for every model, relation and kind (plain, suppression) with static and dynamic scores.
+    """A row for every model, relation and sign (plain, suppression) with static and dynamic scores.
 
     The static grid of a relation is compared with the dynamic grids of all its templates.
     """
     rows = []
     for model in grids.values("model"):
         for relation in grids.select(model=model).values("relation"):
-            for kind, ending in (("plain", ""), ("suppression", SUPPRESSION)):
-                of_relation = grids.select(model=model, relation=relation)
-                static = of_relation.select(kind="static" + ending)
-                context = of_relation.select(kind="dynamic_context" + ending)
-                no_context = of_relation.select(kind="dynamic_no_context" + ending)
+            for kind, sign in (("plain", ""), ("suppression", SUPPRESSION)):
+                own = grids.select(model=model, relation=relation, sign=sign)
+                static = own.select(measure="static")
+                context = own.select(measure="dynamic", part="context")
+                no_context = own.select(measure="dynamic", part="no_context")
                 if not (static and context and no_context):
                     continue
                 grid = static.grids[0]

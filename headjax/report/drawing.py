@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from headjax import figures
-from headjax.grid import GridSet, HeadGrid, measure
+from headjax.grid import GridSet, HeadGrid
 from headjax.io import safe_name
 from headjax.report.options import Report
 from headjax.result import Result
@@ -26,23 +26,25 @@ def chosen_grids(grids: Iterable[HeadGrid], report: Report) -> list[HeadGrid]:
     return asked or sorted(grids, key=lambda grid: -np.nanmax(np.abs(grid.scores)))[:2]
 
 
+def figure_name(grid: HeadGrid) -> str:
+    """What a figure of such grids is called: the kind, and the metric."""
+    return "_".join(filter(None, (grid.measure, grid.part, grid.metric, grid.sign)))
+
+
 def figure_path(directory: Path, what: str, grids: Sequence[HeadGrid]) -> Path:
     """Where a figure of these grids goes: WHAT_MODEL_RELATION_..."""
     return directory / safe_name(what, grids[0].model, *(grid.relation for grid in grids))
 
 
 def draw_effects(analysis: Named, name: str, found: Result, report: Report, directory: Path) -> list[Path]:
-    """Attributions or ablation effects of the chosen relations, one figure a model, kind and metric."""
+    """Attributions or ablation effects of the chosen relations, one figure a model and metric."""
     files, grids = [], found.grids.select(analysis=name)
     for model in grids.values("model"):
-        for kind in grids.select(model=model).values("kind"):
-            own = grids.select(model=model, kind=kind)
-            for metric in own.values("metric"):
-                what = kind if kind.endswith(metric) else f"{kind}_{metric}"
-                label = what.replace("_", " ").capitalize()
-                chosen = chosen_grids(own.select(metric=metric), report)
-                path = figure_path(directory, analysis.stem(name, what), chosen)
-                files += signed_map(chosen, label, "", path, report)
+        for metric in grids.select(model=model).values("metric"):
+            chosen = chosen_grids(grids.select(model=model, metric=metric), report)
+            what = figure_name(chosen[0])
+            path = figure_path(directory, analysis.stem(name, what), chosen)
+            files += signed_map(chosen, what.replace("_", " ").capitalize(), "", path, report)
     return files
 
 
@@ -63,7 +65,7 @@ def draw_grids(analysis: Named, name: str, found: Result, report: Report, direct
             chosen = chosen_grids(grids.select(model=model, kind=kind), report)
             path = figure_path(directory, analysis.stem(name, kind), chosen)
             label = kind.replace("_", " ").capitalize()
-            if measure(kind).is_share:
+            if chosen[0].about.is_share:
                 panels = [figures.Panel(grid.scores, f"{grid.model}: {grid.name}", label) for grid in chosen]
                 files += figures.score_map(panels, path, report.orientation, report.origin)
             else:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from headjax.axes import Head
-from headjax.grid import GridSet, HeadGrid, category_count_name, category_counts, head_categories, measure
+from headjax.grid import GridSet, HeadGrid, category_count_name, category_counts, head_categories
 from headjax.report.table import aligned
 from headjax.result import CleanRow
 from headjax.stats import wilson
@@ -76,7 +76,7 @@ def score_rows(grids: GridSet, threshold: float = 0.15, k: int = 3) -> list[Summ
     """
     rows = []
     for grid in grids:
-        about = measure(grid.kind)
+        about = grid.about
         helpful = grid.scores * (about.helps or 1)
         cells: dict[str, Any] = {
             "best_heads": _name(grid, np.where(helpful > 0, helpful, np.nan), k),
@@ -103,7 +103,7 @@ def _name(grid: HeadGrid, strength: np.ndarray, k: int) -> str:
     order = np.argsort(-strength, axis=None, kind="stable")[: min(k, int(np.isfinite(strength).sum()))]
     heads = [Head(*divmod(int(i), strength.shape[1])) for i in order]
     errors = [None if grid.stderr is None else float(grid.stderr[head]) for head in heads]
-    signed = measure(grid.kind).helps != 0
+    signed = grid.about.helps != 0
     return ", ".join(
         f"{head} {with_error(float(grid.scores[head]), error, signed)}"
         for head, error in zip(heads, errors, strict=True)
@@ -129,14 +129,14 @@ def _cell(value: float | None) -> float | str:
 
 
 def category_rows(
-    grids: GridSet, threshold: float = 0.15, count_suppression: bool = True, kind: str = "static"
+    grids: GridSet, threshold: float = 0.15, count_suppression: bool = True
 ) -> list[SummaryRow]:
     """One row per model and number of categories, 0 to 4: how many heads have that many."""
     return [
-        SummaryRow(model, category=category_count_name(n), kind=kind, heads=heads)
-        for model in grids.select(kind=kind).values("model")
+        SummaryRow(model, category=category_count_name(n), kind="static", heads=heads)
+        for model in grids.select(measure="static").values("model")
         for n, heads in enumerate(
-            category_counts(head_categories(grids.select(model=model), threshold, count_suppression, kind))
+            category_counts(head_categories(grids.select(model=model), threshold, count_suppression))
         )
     ]
 

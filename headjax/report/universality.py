@@ -53,7 +53,7 @@ def category_shares(
 ) -> list[CategoryShare]:
     """A row for every model, layer and category (`headjax.grid.head_categories`)."""
     rows = []
-    for model in grids.select(kind="static").values("model"):
+    for model in grids.select(measure="static").values("model"):
         masks = head_categories(grids.select(model=model), threshold, count_suppression)
         for category, mask in masks.items():
             for layer, share in enumerate(mask.mean(axis=1)):
@@ -68,7 +68,7 @@ def relations_per_head(
 ) -> Float[np.ndarray, "L H"]:
     """How many relations each head of one model implements, plain or (by default) by suppression."""
     implemented: dict[str, np.ndarray] = {}
-    for grid in grids.select(kind=("static", "static" + SUPPRESSION) if count_suppression else "static"):
+    for grid in grids.select(measure="static", sign=("", SUPPRESSION) if count_suppression else ""):
         above = grid.scores > np.float32(threshold)
         implemented[grid.relation] = implemented.get(grid.relation, False) | above
     return np.sum(list(implemented.values()), axis=0, dtype=np.float32)
@@ -79,11 +79,11 @@ def relation_counts(
 ) -> list[RelationCount]:
     """A row for every model and number of relations, from 0 to the largest that a head has."""
     rows = []
-    for model in grids.select(kind="static").values("model"):
+    for model in grids.select(measure="static").values("model"):
         own = grids.select(model=model)
         per_head = relations_per_head(own, threshold, count_suppression).astype(int)
         counts = np.bincount(per_head.ravel())
-        n_scored = len(own.select(kind="static").values("relation"))
+        n_scored = len(own.select(measure="static").values("relation"))
         rows += [
             RelationCount(model, n, n_scored, int(heads), float(heads / per_head.size))
             for n, heads in enumerate(counts)
@@ -97,10 +97,8 @@ def group_similarity(grids: GridSet, n_kv_heads: Mapping[str, int]) -> list[Grou
     Heads are compared by their scores for all relations, plain and suppression. `n_kv_heads`: model -> G.
     """
     rows = []
-    for model in grids.select(kind="static").values("model"):
-        scores = np.stack(
-            [grid.scores for grid in grids.select(model=model, kind=("static", "static" + SUPPRESSION))]
-        )
+    for model in grids.select(measure="static").values("model"):
+        scores = np.stack([grid.scores for grid in grids.select(model=model, measure="static")])
         n_heads, n_groups = scores.shape[2], n_kv_heads[model]
         if not 1 < n_groups < n_heads:
             continue

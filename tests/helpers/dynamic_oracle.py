@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 
-from headjax.analyses.dynamic_scores import KINDS
+from headjax.analyses.dynamic_scores import SCORES
 from tests.helpers import torch_oracle
 from tests.helpers.torch_or_skip import torch
 
@@ -72,5 +72,5 @@ def expected_scores(theirs, prompts, top_k) -> dict[str, np.ndarray]:
         kind: np.stack(
             [of_kind[[g == group for g in groups]].mean(axis=0) for group in dict.fromkeys(groups)]
         )
-        for kind, of_kind in zip(KINDS, hits, strict=True)
+        for kind, of_kind in zip(SCORES, hits, strict=True)
     }
