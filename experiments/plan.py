@@ -29,6 +29,7 @@ from headjax.errors import InputError
 from headjax.io import read_json
 from headjax.model import first_mlp_names, parameter_shapes
 from headjax.parameters.converted import is_converted, stored_dtypes
+from headjax.parameters.layered import streamed_parameters
 from headjax.study import Compute, Study, study_of
 
 GIB = 2**30
@@ -121,7 +122,7 @@ def plan_model(
     """A row an analysis, in the order in which they run, then the clean run: the first forward pass loads
     the model.
 
-    Where the model is streamed each forward pass reads it, two layers of it are there at a time, and the
+    Where the model is streamed each pass through it reads it, two layers of it are there at a time, and the
     programs that are compiled are others than those that are planned for: none are counted.
     """
     c = study.config
@@ -135,12 +136,13 @@ def plan_model(
         if of_weights:
             read = static_bytes(study, on_disk)
         elif study.compute.stream:
-            resident, read = streamed_bytes(study), sum(on_disk.values())
+            itemsize = jnp.dtype(study.compute.dtype).itemsize
+            resident, read = itemsize * streamed_parameters(c), sum(on_disk.values())
         elif not resident:
             resident, read = whole, sum(on_disk.values())
         cost = analysis.cost(study, machine)
         if cost is not None and study.compute.stream and not of_weights:
-            cost = cost._replace(programs=frozenset())
+            cost, read = cost._replace(programs=frozenset()), cost.passes * read
         elif cost is not None:
             if not of_weights:
                 cost = cost._replace(programs=cost.programs | {("_insert",)})
@@ -163,14 +165,6 @@ def clean_cost(study: Study, batches: Sequence[PromptBatch], machine: Machine) -
         prompts = costs.chunked(study, batch.tokens, machine.copies)
         cost += costs.clean_run(study.config, prompts, costs.itemsize(study), machine.platform)
     return cost
-
-
-def streamed_bytes(study: Study) -> float:
-    """Parameters that are there while a model is streamed: two layers, and all that is outside of layers."""
-    c, itemsize = study.config, jnp.dtype(study.compute.dtype).itemsize
-    sizes = {name: itemsize * math.prod(shape) for name, shape in parameter_shapes(c).items()}
-    of_layers = sum(n_bytes for name, n_bytes in sizes.items() if name.startswith("blocks."))
-    return sum(sizes.values()) - of_layers + 2 * of_layers / c.n_layers
 
 
 def static_bytes(study: Study, on_disk: dict[str, int]) -> float:

@@ -49,12 +49,14 @@ class Cost(NamedTuple):
       activations: bytes alive at once beside the parameters, on a device.
       programs: compiled functions, each with what tells its shapes apart.
       variants: how many are run at once, where there are any.
+      passes: through the layers, of a model that is read layer by layer.
     """
 
     flops: float
     activations: float
     programs: frozenset[tuple]
     variants: int | None = None
+    passes: int = 1
 
     def __add__(self, other: "Cost") -> "Cost":
         """One after the other."""
@@ -63,10 +65,11 @@ class Cost(NamedTuple):
             max(self.activations, other.activations),
             self.programs | other.programs,
             self.variants or other.variants,
+            self.passes + other.passes,
         )
 
 
-NOTHING = Cost(0, 0, frozenset())
+NOTHING = Cost(0, 0, frozenset(), passes=0)
 
 
 class Machine(NamedTuple):
@@ -228,7 +231,7 @@ def logit_attribution(c: ModelConfig, prompts: Prompts, metrics: int, itemsize: 
     heads = c.n_layers * B * 2 * c.d_model * (c.n_heads * c.d_head + 1)
     programs = frozenset(("logit_attribution", B, S, metric) for metric in range(metrics))
     flops = metrics * chunks * (forward(c, B, S) + heads)
-    return Cost(flops, layer_bytes(c, prompts.own, S, itemsize), programs)
+    return Cost(flops, layer_bytes(c, prompts.own, S, itemsize), programs, passes=metrics)
 
 
 def gradient_attribution(
@@ -241,7 +244,7 @@ def gradient_attribution(
     inside = c.n_layers * prompts.own * S * (numbers_per_row(c, S) + c.n_heads * S)
     programs = frozenset(("_gradient", B, S, positions, metric) for metric in range(metrics))
     activations = inside * itemsize + 3 * 4 * prompts.own * c.vocab_size
-    return Cost(metrics * chunks * there_and_back, activations, programs)
+    return Cost(metrics * chunks * there_and_back, activations, programs, passes=2 * metrics)
 
 
 def attention_patterns(c: ModelConfig, prompts: Prompts, itemsize: int, n_patterns: int = 3) -> Cost:

@@ -60,7 +60,7 @@ from headjax.parameters import Parameters
 from headjax.parameters.cache import ensure_converted, load_model
 from headjax.parameters.converted import Converted, is_converted, read_config
 from headjax.parameters.hugging_face import HuggingFace
-from headjax.parameters.layered import LayeredModel, layered_model
+from headjax.parameters.layered import LayeredModel, layered_model, streamed_parameters
 from headjax.result import Result
 
 T = TypeVar("T")
@@ -226,15 +226,19 @@ class Study:
             self.convert()
         return load_model(self.source, jnp.dtype(compute.dtype), self.forward_mesh, **how)
 
+    @cached_property
+    def layered(self) -> LayeredModel:
+        """The model as it is read layer by layer, what is outside of its layers in memory."""
+        return layered_model(self.parameters, jnp.dtype(self.compute.dtype), self.forward_mesh)
+
     def sweep_model(self) -> Transformer | LayeredModel:
         """The model as forward sweeps take it: whole, or layer by layer where `compute.stream` says so."""
-        if self.compute.stream:
-            return layered_model(self.parameters, jnp.dtype(self.compute.dtype))
-        return self.model
+        return self.layered if self.compute.stream else self.model
 
     def release(self) -> None:
         """Lets go of the model; the next use of it loads it again."""
-        self.__dict__.pop("model", None)
+        for name in ("model", "layered"):
+            self.__dict__.pop(name, None)
 
     @property
     def forward_mesh(self) -> Mesh | None:
@@ -249,6 +253,8 @@ class Study:
     def mesh(self) -> Mesh | None:
         """The devices that this model's sweeps run on; None for a single one."""
         n_parameters = sum(math.prod(shape) for shape in parameter_shapes(self.config).values())
+        if self.compute.stream:
+            n_parameters = streamed_parameters(self.config)
         shape = {MODEL_AXIS: 1} if self.compute.parallel == "pmap" else self.compute.mesh
         return make_mesh(shape, n_parameters * jnp.dtype(self.compute.dtype).itemsize)
 

@@ -15,7 +15,7 @@ from tests.helpers.story_prompts import PROMPTS
 
 STREAMED = (
     *("relation_scores", "dynamic_scores", "logit_attribution", "head_ablation", "attention_patterns"),
-    "salient_operations",
+    *("salient_operations", "gradient_attribution"),
 )
 
 
@@ -78,8 +78,12 @@ def test_a_streamed_run_finds_what_the_other_finds_and_converts_nothing(config, 
     ("changes", "message"),
     [
         (
-            {"analyses": ("relation_scores", "gradient_attribution")},
-            "'stream' is for .*; gradient_attribution: .* whole models",
+            {
+                "analyses": ("relation_scores", "gradient_attribution"),
+                "positions": "all",
+                "replacement": "mean",
+            },
+            "'stream' is for .*; gradient_attribution: at all positions it needs replacement 'zero'",
         ),
         (
             {"analyses": ("head_ablation",), "positions": "all"},

@@ -14,8 +14,16 @@ import pytest
 
 from checkpoints_convert.engine import open_source
 from headjax.analyses import attention_patterns, dynamic_scores, head_ablation, logit_attribution
+from headjax.analyses import gradient_attribution as gradient_attribution_module
+from headjax.analyses.gradient_attribution import gradient_attribution
+from headjax.analyses.path_patching import direct_effects, path_patching
+from headjax.engine import layered_variants, variant_step
+from headjax.engine.batches import compute_anew
 from headjax.engine.clean_run import clean_metrics
+from headjax.engine.curves import ablation_curves
+from headjax.engine.mesh import make_mesh
 from headjax.engine.metrics import METRICS
+from headjax.engine.replacement import find_replacement
 from headjax.errors import InputError
 from headjax.model import Transformer, parameter_shapes
 from headjax.parameters.converted import Converted
@@ -23,8 +31,10 @@ from headjax.parameters.hugging_face import HuggingFace
 from headjax.parameters.layered import layered_model
 from tests.helpers import torch_oracle
 from tests.helpers.ablation_oracle import DTYPES, assert_same_metrics, deaf_model, prompts_for
+from tests.helpers.meshes import assert_same
 from tests.helpers.models import CONFIGS, informative_model
 from tests.helpers.on_disk import OnDisk, from_memory
+from tests.helpers.path_prompts import receivers_of
 from tests.helpers.random_prompts import random_prompts
 from tests.helpers.tolerances import assert_close
 from tests.helpers.twins import twins
@@ -88,13 +98,118 @@ def test_layers_of_every_kind_are_one_program(count_compiles):
         assert len(ours) == 1, compiled
 
 
-@pytest.mark.parametrize(("ablation", "paired"), [("mean", False), ("resample", True), ("resample", False)])
-def test_replacements_are_found_on_the_way(ablation: str, paired: bool):
+@pytest.mark.parametrize("name", torch_oracle.FAMILIES)
+def test_paths_and_gradients_equal_those_of_a_model_that_is_held(name: str):
+    """Receivers of all inputs, in two layers: below them, among them and above them."""
+    model = twins(name)[0]
+    prompts, log = prompts_for(model), []
+    read, once = from_memory(model, log), [*range(model.config.n_layers)]
+    assert_same(direct_effects(read, prompts, **BATCHED), direct_effects(model, prompts))
+    for receivers in ((), receivers_of("L1H0.q", "L1H1.v"), receivers_of("L1H1.k", "L2H0.q", "L2H1.v")):
+        ours = path_patching(read, prompts, receivers, **BATCHED, variant_batch=4)
+        expected = path_patching(model, prompts, receivers)
+        assert_same(ours, expected)
+        assert (ours.patched != ours.clean).any()
+    assert log == [None, *once * 4]
+    for metric, positions in (("logprob", "last"), ("logit_diff", "all")):
+        how = {"metric": metric, "positions": positions}
+        ours = gradient_attribution(read, prompts, **how, **BATCHED)
+        assert_same(ours, gradient_attribution(model, prompts, **how))
+    assert log == [None, *once * 4, *(once + once[::-1]) * 2]
+
+
+def test_curves_equal_those_of_a_model_that_is_held():
+    model = informative_model(CONFIGS["llama"])
+    prompts = prompts_for(model, groups=(("capitals", "<X> is"), ("plurals", "two <X>")))
+    rng = np.random.default_rng(0)
+    rankings = {name: rng.random((3, model.config.n_heads)) for name in ("capitals", "plurals")}
+    how = {"max_heads": 4, "n_random_draws": 2, "ablation": "mean"}
+    ours = ablation_curves(from_memory(model), prompts, rankings, **how, **BATCHED)
+    for one, other in zip(ours, ablation_curves(model, prompts, rankings, **how), strict=True):
+        assert one[:2] == other[:2]
+        assert one.not_controls == other.not_controls
+        assert_same((one.own, one.draws, one.controls), (other.own, other.draws, other.controls))
+
+
+@pytest.mark.parametrize("shape", [{"data": 8}, {"data": 2, "model": 4}])
+def test_every_device_has_its_share(shape: dict[str, int]):
+    """Of prompts or of variants, or of the layer at hand: as on a single device."""
+    model = informative_model(CONFIGS["llama"])
+    prompts = prompts_for(model)
+    read = layered_model(OnDisk(model), mesh=make_mesh(shape))
+    assert len(next(read.layers()).attn.W_O[...].sharding.device_set) == 8
+    top_k = np.full(7, 9, np.int32)
+    receivers = receivers_of("L1H0.q", "L2H1.v")
+    for sweep in (
+        lambda model, **how: head_ablation.head_ablation(model, prompts, ablation="resample", **how),
+        lambda model, **how: dynamic_scores.dynamic_scores(model, prompts, top_k, **how).scores,
+        lambda model, **how: logit_attribution.logit_attribution(model, prompts, **how),
+        lambda model, **how: attention_patterns.attention_patterns(
+            model, prompts.tokens, prompts.mask, **how
+        ),
+        lambda model, **how: clean_metrics(model, prompts, **how),
+        lambda model, **how: gradient_attribution(model, prompts, **how),
+        lambda model, **how: direct_effects(model, prompts, **how),
+        lambda model, **how: path_patching(model, prompts, receivers, **how),
+    ):
+        assert_same(sweep(read, batch_size=3), sweep(model))
+
+
+def test_prompts_go_in_groups_that_fit_and_a_group_is_remembered(monkeypatch):
+    """Three groups read the model three times and give the same bits; those that are through are not run
+    again when a killed run goes on."""
+    model = informative_model(CONFIGS["gpt2"])
+    prompts, log, memory = prompts_for(model), [], {}
+    read, once = from_memory(model, log), [*range(3)]
+
+    def killed(name: str, compute):
+        if len(memory) == 3:
+            raise KeyboardInterrupt
+        return memory.setdefault(name, memory[name] if name in memory else compute())
+
+    def again(name: str, compute):
+        return memory[name] if name in memory else compute()
+
+    for sweep, passes in (
+        (lambda remember: head_ablation.head_ablation(read, prompts, **BATCHED, remember=remember), once),
+        (lambda remember: path_patching(read, prompts, **BATCHED, remember=remember), once),
+        (
+            lambda remember: gradient_attribution(read, prompts, **BATCHED, remember=remember),
+            once + once[::-1],
+        ),
+    ):
+        memory.clear()
+        log.clear()
+        whole = sweep(compute_anew)
+        assert log == passes
+        for module in (layered_variants, gradient_attribution_module):
+            monkeypatch.setattr(module, "free_host_memory", lambda: 1)
+        log.clear()
+        with pytest.raises(KeyboardInterrupt):
+            sweep(killed)  # after the size of a group, and two groups
+        assert log == passes * 2
+        found = sweep(again)
+        assert log == passes * 3
+        monkeypatch.undo()
+        for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(whole), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("ablation", "mean_over", "paired"),
+    [
+        ("mean", "prompts", False),
+        ("mean", "tokens", False),
+        ("resample", "prompts", True),
+        ("resample", "prompts", False),
+    ],
+)
+def test_replacements_are_found_before(ablation: str, mean_over: str, paired: bool):
     model = informative_model(CONFIGS["llama"])
     prompts = prompts_for(model, groups=(("capitals", "<X> is"), ("plurals", "two <X>")))
     if not paired:
         prompts = dataclasses.replace(prompts, corrupted=None)
-    how = {"ablation": ablation, "kv_groups": not paired, "seed": 5}
+    how = {"ablation": ablation, "mean_over": mean_over, "kv_groups": not paired, "seed": 5}
     ours = head_ablation.head_ablation(from_memory(model), prompts, **how, **BATCHED)
     expected = head_ablation.head_ablation(model, prompts, **how)
     assert_same_metrics(ours.clean, expected.clean)
@@ -151,14 +266,15 @@ def test_the_device_holds_two_layers_and_the_rows(monkeypatch):
     gc.collect()
     before = sum(array.nbytes for array in jax.live_arrays())
     seen = Counter()
-    decode = head_ablation._pass_layer
 
     def looking(*arguments):
         seen["most"] = max(seen["most"], sum(array.nbytes for array in jax.live_arrays()))
         seen["times"] += 1
         return decode(*arguments)
 
-    monkeypatch.setattr(head_ablation, "_pass_layer", looking)
+    run = layered_variants._compiled(variant_step.LAYERED)
+    decode = run.move
+    monkeypatch.setattr(layered_variants, "_compiled", lambda steps: run._replace(move=looking))
     gc.disable()  # no layer may wait for Python's next search for cycles
     try:
         head_ablation.head_ablation(read, prompts, variant_batch=3)
@@ -172,10 +288,12 @@ def test_the_device_holds_two_layers_and_the_rows(monkeypatch):
 def test_what_cannot_be_streamed_is_refused():
     model = informative_model(CONFIGS["gpt2"])
     prompts, read = random_prompts(model.config.vocab_size), from_memory(model)
-    with pytest.raises(InputError, match="last position"):
+    with pytest.raises(InputError, match="last position; got 'all'"):
         head_ablation.head_ablation(read, prompts, positions="all")
-    with pytest.raises(InputError, match="means over prompts"):
-        head_ablation.head_ablation(read, prompts, ablation="mean", mean_over="tokens")
+    with pytest.raises(InputError, match="last position; got 'all'"):
+        path_patching(read, prompts_for(model), receivers_of("L1H0.q"), positions="all")
+    with pytest.raises(InputError, match="'all' positions and ablation 'mean'"):
+        find_replacement(read, prompts, "mean", positions="all")
     with pytest.raises(InputError, match="field 'ablation'"):
         head_ablation.head_ablation(read, prompts, ablation="none")
 

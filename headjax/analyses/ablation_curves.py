@@ -43,13 +43,14 @@ class AblationCurves(Ablating):
     """
 
     kind = "ablation_curves"
+    streams = True
     reads_tables = {"ablation_curves": CurveRow}  # noqa: RUF012
     rank_by: str = "static"
     max_heads: int | None = option(None, least=1)
     n_random_draws: int = option(5, least=1, most=10_000)
 
     def reads(self, data: Data) -> frozenset[str]:
-        read = super().reads(data) | {"compute.variant_batch", "report.heat_maps"}
+        read = super().reads(data) | {"compute.variant_batch", "compute.stream", "report.heat_maps"}
         return read - {f"report.{name}" for name in ("circuits", "orientation", "origin", "colors")}
 
     def check(self, study: Study, before: Coordinates) -> set[Coordinate]:
@@ -85,7 +86,7 @@ class AblationCurves(Ablating):
     def run(self, study: Study, work: Work) -> Result:
         batch: PromptBatch = study.task_batch(self.prompts)
         curves = ablation_curves(
-            study.model,
+            study.sweep_model(),
             batch,
             rankings(self._ranking(work.earlier.grids.select(model=study.display_name))),
             **self.how,

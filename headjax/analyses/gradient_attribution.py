@@ -6,11 +6,11 @@ Michel et al. 2019, "Are Sixteen Heads Really Better than One?", with its sign, 
 of Nanda 2023 with the ablation's replacement as the corrupted value.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,19 @@ from headjax.analyses.base import Ablating, Coordinates, Measured, effect_grids
 from headjax.axes import Head, Residual
 from headjax.costs import Cost, Machine
 from headjax.data.prompts import PromptBatch
-from headjax.engine.batches import Remember, Track, Work, check_prompts, compute_anew, map_prompts, untracked
+from headjax.engine.batches import (
+    Remember,
+    Track,
+    Work,
+    check_prompts,
+    compute_anew,
+    describe_rows,
+    map_prompts,
+    prompt_chunks,
+    untracked,
+)
+from headjax.engine.layer_sweep import Ends, Sweep, run_sweep
+from headjax.engine.mesh import ROWS, WHOLE, data_parts, fetch, fetch_each, free_host_memory, spread
 from headjax.engine.replacement import Replacement, find_replacement
 from headjax.errors import InputError
 from headjax.grid import Coordinate, GridSet, HeadGrid
@@ -31,11 +43,12 @@ from headjax.kernels import dispatch
 from headjax.model import Block, Transformer, mask_positions
 from headjax.model.edits import HeadEdit
 from headjax.options import option
+from headjax.parameters.layered import LayeredModel
 from headjax.report.drawing import draw_effects
 from headjax.report.options import Report
 from headjax.report.table import Page, Table
 from headjax.result import Result
-from headjax.study import Study
+from headjax.study import Data, Study
 
 
 def _logprob(
@@ -66,7 +79,7 @@ class GradientEffects(NamedTuple):
 
 
 def gradient_attribution(
-    model: Transformer,
+    model: Transformer | LayeredModel,
     prompts: PromptBatch,
     *,
     metric: str = "logprob",
@@ -94,18 +107,10 @@ def gradient_attribution(
         raise InputError(f"metric 'logit_diff' needs a distractor; {prompts.prompts[0].name} has none")
     replacement = replacement or find_replacement(model, prompts, "zero", positions=positions)
     distractors = prompts.answers if prompts.distractors is None else prompts.distractors
-    found = map_prompts(
-        _gradient,
-        model,
-        (prompts.tokens, prompts.mask, prompts.answers, distractors),
-        batch_size,
-        track,
-        "gradient attribution",
-        remember,
-        replacement,
-        metric=metric,
-        positions=positions,
-    )
+    arrays = (prompts.tokens, prompts.mask, prompts.answers, distractors)
+    how = (batch_size, track, "gradient attribution", remember, replacement)
+    run = _layer_by_layer if isinstance(model, LayeredModel) else partial(map_prompts, _gradient)
+    found = run(model, arrays, *how, metric=metric, positions=positions)
     finite = np.isfinite(found.clean) & np.isfinite(found.effects).all(axis=(1, 2))
     if not finite.all():
         name = prompts.prompts[int(np.argmin(finite))].name
@@ -133,10 +138,7 @@ def _gradient(
         return block(x, at, valid, edit)[0], None
 
     def total(gain: Float[Array, "L B 1 H"]) -> tuple[Float[Array, ""], Float[Array, " B"]]:
-        if positions == "last":
-            before = jnp.ones((config.n_layers, B, S - 1, config.n_heads), jnp.float32)
-            gain = jnp.concatenate([before, gain], axis=2)
-        edits = HeadEdit(gain, replacement)
+        edits = HeadEdit(_everywhere(gain, S, positions), replacement)
         x, _ = jax.lax.scan(layer, model.embed(tokens, at), (model.blocks, edits))
         values = DIFFERENTIABLE[metric](model.logits(x[:, -1]), answers, distractors)
         return values.sum(), values
@@ -145,6 +147,142 @@ def _gradient(
     ones = jnp.ones((config.n_layers, B, 1, config.n_heads), jnp.float32)
     gradient, clean = jax.grad(total, has_aux=True)(ones)
     return GradientEffects(clean, jnp.moveaxis(gradient[:, :, 0], 1, 0))
+
+
+def _everywhere(gain: Float[Array, "*L B 1 H"], S: int, positions: str) -> Float[Array, "*L B P H"]:
+    """Gains at all S positions, 1 before the last one where it alone is edited."""
+    if positions == "all":
+        return gain
+    before = jnp.ones((*gain.shape[:-2], S - 1, gain.shape[-1]), gain.dtype)
+    return jnp.concatenate([before, gain], axis=-2)
+
+
+# --- of a model that is read layer by layer: forwards, keeping the residual before each layer, then backwards
+
+
+def _layer_by_layer(
+    model: LayeredModel,
+    arrays: tuple[np.ndarray, ...],
+    batch_size: int,
+    track: Track,
+    label: str,
+    remember: Remember,
+    replacement: Replacement,
+    *,
+    metric: str,
+    positions: str,
+) -> GradientEffects:
+    """Prompts go through the model in groups whose residuals fit into the host's memory."""
+    n_prompts, S = arrays[0].shape
+    chunks = prompt_chunks(n_prompts, batch_size, data_parts(model.mesh))
+    row_bytes = model.config.n_layers * S * model.config.d_model * model.outer.W_E.dtype.itemsize
+
+    def group_size() -> int:
+        return max(1, int(free_host_memory() // 4 // (row_bytes * len(chunks[0]))))
+
+    n_at_once = remember(f"{label}, how many chunks a group", group_size)
+    groups = [chunks[i : i + n_at_once] for i in range(0, len(chunks), n_at_once)]
+    run = partial(_there_and_back, model, arrays, replacement, metric, positions, track, label)
+    found = [
+        remember(f"{label} ({metric}), {describe_rows(np.concatenate(group))}", partial(run, group))
+        for group in groups
+    ]
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[:n_prompts], *found)
+
+
+def _there_and_back(
+    model: LayeredModel,
+    arrays: tuple[np.ndarray, ...],
+    replacement: Replacement,
+    metric: str,
+    positions: str,
+    track: Track,
+    label: str,
+    chunks: list[Int[np.ndarray, " rows"]],
+) -> GradientEffects:
+    mesh, L = model.mesh, model.config.n_layers
+    rows = np.concatenate(chunks)
+    (tokens, mask, *asked), size = ([array[rows] for array in arrays]), len(chunks[0])
+    how = {"batch_size": size, "track": track, "label": f"{label}, forwards"}
+    before, last = run_sweep(RESIDUALS, model, (tokens, mask), **how)
+    parts = [slice(i, i + size) for i in range(0, len(rows), size)]
+
+    top = spread(_metric_gradient, mesh, (ROWS, ROWS, ROWS), metric=metric)
+    clean, slopes = [], []
+    for part in parts:
+        value, slope = fetch(top(model.outer, last[part], *(array[part] for array in asked)))
+        clean.append(value)
+        slopes.append(np.zeros(before[part, 0].shape, slope.dtype))
+        slopes[-1][:, -1] = slope
+
+    def run(layer: int, block: Block) -> Iterator[tuple[int, Any]]:
+        """(chunk, (its slope before the layer, the effects of the layer's heads))."""
+        for i, part in enumerate(parts):
+            instead = np.asarray(replacement(rows[part]))[layer]
+            spec = ROWS if len(instead) > 1 else WHOLE
+            back = spread(_pull_back, mesh, (ROWS, ROWS, spec, ROWS), positions=positions)
+            yield i, back(block, before[part, layer], mask[part], instead, slopes[i])
+
+    effects = np.zeros((len(rows), L, model.config.n_heads), np.float32)
+    for i, block in enumerate(track(model.layers(backwards=True), L, f"{label}, backwards")):
+        layer = L - 1 - i
+        for chunk, (slope, of_heads) in fetch_each(run(layer, block)):
+            slopes[chunk] = slope
+            effects[parts[chunk], layer] = of_heads
+        del block  # or it would stay while the next one is waited for
+    return GradientEffects(np.concatenate(clean), effects)
+
+
+def _residuals(
+    _model: Transformer, _asked: None, kept: Float[Array, "L B S D"], ends: Ends
+) -> tuple[Float[Array, "B L S D"], Float[Array, "B D"]]:
+    return jnp.moveaxis(kept, 0, 1), ends.last
+
+
+# The residual before every layer, and the last one at the last position.
+RESIDUALS = Sweep("residuals", lambda *_: None, lambda _block, ran, *_: ran.before, _residuals)
+
+
+@partial(dispatch.jit, static_argnames="metric")
+def _metric_gradient(
+    outer: Transformer,
+    last: Float[Array, "B D"],
+    answers: Int[Array, " B"],
+    distractors: Int[Array, " B"],
+    *,
+    metric: str,
+) -> tuple[Float[Array, " B"], Float[Array, "B D"]]:
+    """The metric, and its derivative with respect to the last residual."""
+
+    def total(last: Float[Array, "B D"]) -> tuple[Float[Array, ""], Float[Array, " B"]]:
+        values = DIFFERENTIABLE[metric](outer.logits(last), answers, distractors)
+        return values.sum(), values
+
+    slope, values = jax.grad(total, has_aux=True)(last)
+    return values, slope
+
+
+@partial(dispatch.jit, static_argnames="positions")
+def _pull_back(
+    block: Block,
+    x: Residual,
+    mask: Bool[Array, "B S"],
+    replacement: Float[Array, "#B #P #H #K"],
+    slope: Residual,
+    *,
+    positions: str,
+) -> tuple[Residual, Float[Array, "B H"]]:
+    """From the derivative with respect to the residual after a layer to those with respect to the residual
+    before it and to its heads' gains."""
+    B, S = mask.shape
+
+    def layer(x: Residual, gain: Float[Array, "B 1 H"]) -> Residual:
+        edit = HeadEdit(_everywhere(gain, S, positions), replacement)
+        return block(x, mask_positions(mask), jnp.asarray(mask), edit)[0]
+
+    gain = jnp.ones((B, 1, block.config.n_heads), jnp.float32)
+    before, of_heads = jax.vjp(layer, x, gain)[1](slope)
+    return before, of_heads[:, 0]
 
 
 class Agreement(NamedTuple):
@@ -191,7 +329,16 @@ class GradientAttribution(Measured, Ablating):
     """
 
     kind = "gradient_attribution"
+    streams = True
     positions: str = option("last", choices=("last", "all"))
+
+    def reads(self, data: Data) -> frozenset[str]:
+        return super().reads(data) | {"compute.stream"}
+
+    def stream_fault(self) -> str:
+        if self.positions == "last" or self.replacement == "zero":
+            return ""
+        return f"at all positions it needs replacement 'zero'; got {self.replacement!r}"
 
     def check(self, study: Study, before: Coordinates) -> set[Coordinate]:
         self.check_donors(study, self.positions)
@@ -210,13 +357,18 @@ class GradientAttribution(Measured, Ablating):
     def run(self, study: Study, work: Work) -> Result:
         batch, batch_size = study.task_batch(self.prompts), study.compute.batch_size
         replacement = find_replacement(
-            study.model, batch, **self.how, positions=self.positions, batch_size=batch_size, seed=study.seed
+            *(study.sweep_model(), batch),
+            **self.how,
+            positions=self.positions,
+            batch_size=batch_size,
+            seed=study.seed,
+            track=work.track,
         )
         where = {"replacement": self.replacement, "positions": self.positions}
         grids: list[HeadGrid] = []
         for metric in self._metrics(study):
             found = gradient_attribution(
-                study.model,
+                study.sweep_model(),
                 batch,
                 metric=metric,
                 positions=self.positions,

@@ -19,7 +19,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from jax import Array
@@ -32,25 +32,31 @@ from headjax.config import ModelConfig
 from headjax.costs import Cost, Machine
 from headjax.data.prompts import PromptBatch
 from headjax.engine.batches import Remember, Track, Work, check_prompts, compute_anew, map_prompts, untracked
+from headjax.engine.layered_variants import Given, Steps, sweep_layers
 from headjax.engine.mesh import WHOLE, model_mesh, spread
 from headjax.engine.path_step import (
+    LAYERED_DIRECT,
+    LAYERED_LOGITS,
+    LAYERED_RECEIVERS,
     PREFILL_SPECS,
     STEP_SPECS,
     Entries,
     Patch,
     Reads,
+    Receiving,
     direct_step,
     logits_step,
     patch_prefill,
     receivers_step,
 )
 from headjax.engine.variant_step import Positions
-from headjax.engine.variants import Split, sweep_variants
+from headjax.engine.variants import Split, check_streamed, sweep_variants
 from headjax.errors import InputError
 from headjax.grid import Coordinate, GridSet, HeadGrid
 from headjax.model import Transformer
 from headjax.model.edits import check_head
 from headjax.options import Words, option
+from headjax.parameters.layered import LayeredModel
 from headjax.report.drawing import chosen_grids, figure_name, figure_path, signed_map
 from headjax.report.options import Report
 from headjax.result import Result
@@ -115,7 +121,7 @@ class PatchedPaths(NamedTuple):
 
 
 def direct_effects(
-    model: Transformer,
+    model: Transformer | LayeredModel,
     prompts: PromptBatch,
     *,
     batch_size: int = 64,
@@ -131,13 +137,16 @@ def direct_effects(
     finite.
     """
     prompts = check_prompts(prompts, model.config, batch_size=batch_size)
+    if isinstance(model, LayeredModel):
+        how = {"batch_size": batch_size, "variant_batch": None, "track": track, "remember": remember}
+        return _layer_by_layer(LAYERED_DIRECT, model, prompts, (), "direct effects", how)
     arrays = _arrays(prompts)
     found = map_prompts(direct_step, model, arrays, batch_size, track, "direct effects", remember)
     return _finite(prompts, *(np.moveaxis(part, 0, -1) for part in found))
 
 
 def path_patching(
-    model: Transformer,
+    model: Transformer | LayeredModel,
     prompts: PromptBatch,
     receivers: tuple[Receiver, ...] = (),
     *,
@@ -161,15 +170,15 @@ def path_patching(
     prompts = check_prompts(
         prompts, model.config, positions=positions, batch_size=batch_size, variant_batch=variant_batch
     )
+    if isinstance(model, LayeredModel):
+        check_streamed(positions)
+        how = {"batch_size": batch_size, "variant_batch": variant_batch, "track": track, "remember": remember}
+        steps = LAYERED_RECEIVERS if receivers else LAYERED_LOGITS
+        return _layer_by_layer(steps, model, prompts, receivers, _paths_name(receivers), how)
     arrays, config, mesh = _arrays(prompts), model.config, model_mesh(model)
     reads, layers = _reads(receivers, config)
     top = max(layers, default=config.n_layers)
-    if top == 0:
-        raise InputError(
-            f"a receiver must be above layer 0, so that a head can send to it; got {receivers[0]}"
-        )
-    heads = [(layer, head) for layer in range(top) for head in range(config.n_heads)]
-    senders = np.array([(-1, 0), *heads], np.int32)  # the first one is none
+    senders = _senders(config, top)
     start = np.maximum(senders[:, 0], 0)
 
     def prepare(rows: Int[np.ndarray, " rows"], split: Split) -> tuple[Array, tuple[Patch, Entries]]:
@@ -192,7 +201,6 @@ def path_patching(
             values, entries = run(model, *shared, senders[variants], reads, *layers_at)
         return values, (shared[0], entries)
 
-    names = ", ".join(map(str, receivers)) or "logits"
     difference, (clean, *found) = sweep_variants(
         *(model, start, prompts.tokens.shape, prepare, step),
         positions=positions,
@@ -201,18 +209,74 @@ def path_patching(
         streams=2,
         track=track,
         remember=remember,
-        label=f"paths to {names}",
+        label=_paths_name(receivers),
     )
-    patched = np.tile(clean, (config.n_layers, config.n_heads, 1))
-    patched[:top] = np.reshape(found, (top, config.n_heads, -1))
-    return _finite(prompts, clean, clean + difference, patched)
+    return _patched(prompts, config, difference, clean, found)
+
+
+def _layer_by_layer(
+    steps: Steps,
+    model: LayeredModel,
+    prompts: PromptBatch,
+    receivers: tuple[Receiver, ...],
+    label: str,
+    how: dict[str, Any],
+) -> PatchedPaths:
+    """The same of a model that is read layer by layer, at the last position."""
+    config = model.config
+    tokens, corrupted, mask, *asked = _arrays(prompts)
+    reads, layers = _reads(receivers, config)
+    senders = _senders(config, max(layers, default=config.n_layers))
+
+    def in_layer(layer: int, _rows: Int[np.ndarray, " rows"]) -> Receiving | None:
+        if not receivers:
+            return None
+        place = 0 if layer < layers[0] else 1 if layer <= layers[-1] else 2
+        return Receiving(Reads(*(read[layer] for read in reads)), np.int32(place))
+
+    def of_variants(layer: int, variants: Int[np.ndarray, " m"]) -> Int[np.ndarray, " m"]:
+        return np.where(senders[variants, 0] == layer, senders[variants, 1], -1).astype(np.int32)
+
+    start = np.maximum(senders[:, 0], 0)
+    given = Given((tokens, corrupted), mask, tuple(asked), start, in_layer, of_variants)
+    difference, (clean, *found) = sweep_layers(steps, model, given, label=label, **how)
+    return _patched(prompts, config, difference, clean, found)
+
+
+def _paths_name(receivers: tuple[Receiver, ...]) -> str:
+    return f"paths to {', '.join(map(str, receivers)) or 'logits'}"
+
+
+def _senders(config: ModelConfig, top: int) -> Int[np.ndarray, "M 2"]:
+    """(layer, head) of all heads below a layer; the first one is none."""
+    heads = [(layer, head) for layer in range(top) for head in range(config.n_heads)]
+    return np.array([(-1, 0), *heads], np.int32)
+
+
+def _patched(
+    prompts: PromptBatch,
+    config: ModelConfig,
+    difference: Float[np.ndarray, " B"],
+    clean: Float[np.ndarray, " B"],
+    found: Sequence[Float[np.ndarray, " B"]],
+) -> PatchedPaths:
+    """Of the senders that there are; heads above all receivers change nothing."""
+    patched = np.tile(clean, (config.n_layers * config.n_heads, 1))
+    patched[: len(found)] = found
+    return _finite(prompts, clean, clean + difference, patched.reshape(config.n_layers, config.n_heads, -1))
 
 
 def _reads(receivers: tuple[Receiver, ...], config: ModelConfig) -> tuple[Reads, list[int]]:
-    """Which heads read what from the path run, and the layers that have such a head."""
+    """Which heads read what from the path run, and the layers that have such a head, the lowest first.
+
+    Raises InputError where no head is below any of them.
+    """
     reads = {letter: np.zeros((config.n_layers, config.n_heads), bool) for letter in INPUTS}
     for receiver in receivers:
         reads[receiver.input][check_head(receiver.head, config)] = True
+    if receivers and all(receiver.head.layer == 0 for receiver in receivers):
+        rule = "a receiver must be above layer 0, so that a head can send to it"
+        raise InputError(f"{rule}; got {receivers[0]}")
     return Reads(**reads), sorted({receiver.head.layer for receiver in receivers})
 
 
@@ -251,10 +315,14 @@ class Patched(Asked):
     """
 
     measure: ClassVar[str] = "path"
+    streams = True
     positions: str = option("last", choices=("last", "all"))
 
     def reads(self, data: Data) -> frozenset[str]:
-        return super().reads(data) | {"compute.variant_batch"}
+        return super().reads(data) | {"compute.variant_batch", "compute.stream"}
+
+    def stream_fault(self) -> str:
+        return "" if self.positions == "last" else f"needs positions 'last'; got {self.positions!r}"
 
     def batches(self, study: Study) -> Sequence[PromptBatch]:
         return tuple(study.twin_batches(self.prompts).values())
@@ -277,9 +345,10 @@ class Patched(Asked):
 
     def done_tasks(self, study: Study, work: Work) -> Iterator[tuple[str, PromptBatch, PatchedPaths]]:
         """(task, its prompts, its direct effects) of every task that the model does."""
-        n_done, how = 0, {"batch_size": study.compute.batch_size, "track": work.track}
+        n_done, model = 0, study.sweep_model()
+        how = {"batch_size": study.compute.batch_size, "track": work.track}
         for task, batch in study.twin_batches(self.prompts).items():
-            direct = direct_effects(study.model, batch, **how, remember=_of_task(work.remember, task))
+            direct = direct_effects(model, batch, **how, remember=_of_task(work.remember, task))
             if direct.gap > 0:
                 n_done += 1
                 yield task, batch, direct
@@ -299,7 +368,7 @@ class Patched(Asked):
     ) -> PatchedPaths:
         """Every head's effect along its paths to the receivers, or with none to the logits."""
         return path_patching(
-            study.model,
+            study.sweep_model(),
             batch,
             receivers,
             positions=self.positions,

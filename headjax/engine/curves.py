@@ -21,6 +21,7 @@ from headjax.engine.replacement import find_replacement
 from headjax.engine.variants import run_variants
 from headjax.errors import InputError
 from headjax.model import Transformer
+from headjax.parameters.layered import LayeredModel
 
 # Models with fewer heads than the first number: at most the second are removed; larger ones: MOST_HEADS.
 HEAD_CAPS = ((300, 30), (500, 50), (1000, 100), (1500, 150))
@@ -53,7 +54,7 @@ class RelationCurves(NamedTuple):
 
 
 def ablation_curves(
-    model: Transformer,
+    model: Transformer | LayeredModel,
     prompts: PromptBatch,
     rankings: Mapping[str, Float[Array | np.ndarray, "L H"]],
     *,
@@ -97,7 +98,12 @@ def ablation_curves(
     rng = np.random.default_rng(seed)
     draws = {relation: draw_others(rng, heads[relation], model.config, n_random_draws) for relation in rows}
     instead = find_replacement(
-        model, prompts, ablation, positions="last", mean_over=mean_over, batch_size=batch_size, seed=seed
+        *(model, prompts, ablation),
+        positions="last",
+        mean_over=mean_over,
+        batch_size=batch_size,
+        seed=seed,
+        track=track,
     )
     # All relations run in chunks of one size, so that they share one compiled program.
     chunk = min(batch_size, max(map(len, rows.values())))

@@ -6,7 +6,7 @@ that is read layer by layer goes through a loop: each layer is read once, takes 
 gone before the next but one is read. Between layers the host holds the residual stream and what was kept.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 
 from headjax.axes import HeadOutputs, Residual
 from headjax.engine.batches import Remember, Track, compute_anew, map_prompts, prompt_chunks, untracked
+from headjax.engine.mesh import OF_LAYERS, ROWS, WHOLE, data_parts, fetch, fetch_each, spread
 from headjax.kernels import dispatch
 from headjax.model import Block, Transformer, mask_positions
 from headjax.parameters.layered import LayeredModel
@@ -48,7 +49,7 @@ class Ends(NamedTuple):
 
 
 class Sweep(NamedTuple):
-    """One forward sweep. The prompts are the first axis of whatever `finish` gives.
+    """One forward sweep. The prompts are the first axis of whatever `begin`, `layer` and `finish` give.
 
     Attributes:
       name: of its compiled program.
@@ -146,25 +147,33 @@ def _layer_by_layer(
     track: Track,
     label: str,
 ) -> Any:
-    steps, n_prompts = _steps(sweep), len(arrays[0])
-    batches = [[array[rows] for array in arrays] for rows in prompt_chunks(n_prompts, batch_size)]
-    begun = [steps.begin(model.outer, *batch) for batch in batches]
-    asked, residuals = [one for _, one in begun], [np.asarray(x) for x, _ in begun]
+    mesh, steps, n_prompts = model.mesh, _steps(sweep), len(arrays[0])
+    begin = spread(steps.begin, mesh, (ROWS,) * len(arrays))
+    layer = spread(steps.layer, mesh, (ROWS, ROWS, ROWS, WHOLE))
+    finish = spread(steps.finish, mesh, (ROWS, OF_LAYERS, ROWS))
+    chunks = prompt_chunks(n_prompts, batch_size, data_parts(mesh))
+    batches = [[array[rows] for array in arrays] for rows in chunks]
+    begun = [begin(model.outer, *batch) for batch in batches]
+    asked, residuals = [one for _, one in begun], [fetch(x) for x, _ in begun]
     first = [x[:, -1] for x in residuals]
     del begun
+
+    def run(block: Block) -> Iterator[tuple[int, Any]]:
+        """(batch, its residual after the layer and what is kept of it)."""
+        for i, (_, mask, *_) in enumerate(batches):
+            yield i, layer(block, residuals[i], mask, asked[i], shared)
+
     layers = []
     for block in track(model.layers(), model.config.n_layers, label):
         of_layer = []
-        for i, (_, mask, *_) in enumerate(batches):
-            after, kept = steps.layer(block, residuals[i], mask, asked[i], shared)
-            residuals[i] = np.asarray(after)
-            of_layer.append(jax.device_get(kept))
-            del after, kept
+        for i, (after, kept) in fetch_each(run(block)):
+            residuals[i] = after
+            of_layer.append(kept)
         layers.append(of_layer)
         del block  # or it would stay while the next one is waited for
     results = []
     for i, own in enumerate(asked):
         kept = jax.tree.map(lambda *parts: np.stack(parts), *(of_layer[i] for of_layer in layers))
         ends = Ends(first[i], residuals[i][:, -1])
-        results.append(jax.device_get(steps.finish(model.outer, own, kept, ends)))
+        results.append(fetch(finish(model.outer, own, kept, ends)))
     return jax.tree.map(lambda *parts: np.concatenate(parts)[:n_prompts], *results)

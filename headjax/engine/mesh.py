@@ -9,9 +9,13 @@ Several processes run the same program (`jax.distributed`), each with its own de
 import glob
 import math
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from functools import lru_cache, partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
@@ -30,6 +34,7 @@ DATA_AXIS = "data"
 MODEL_AXIS = "model"
 AXES = (DATA_AXIS, MODEL_AXIS)
 ROWS = P(DATA_AXIS)  # an array whose first axis are prompts
+OF_LAYERS = P(None, DATA_AXIS)  # one whose second axis are: the first are layers
 WHOLE = P()  # one that every copy of the model has whole
 
 # Axis letters of every parameter; the legend is in axes.py (P: learned positions; N: heads whose queries or
@@ -243,6 +248,33 @@ def fetch(tree: Any) -> Any:
     if jax.process_count() == 1:
         return jax.device_get(tree)
     return jax.tree.map(lambda leaf: np.asarray(multihost_utils.process_allgather(leaf, tiled=True)), tree)
+
+
+def fetch_each(computed: Iterable[tuple[T, Any]]) -> Iterator[tuple[T, Any]]:
+    """(name, `fetch` of what is computed), each while the next one is computed already: devices need not wait
+    until the host has what they gave."""
+    waiting: deque[tuple[T, Any]] = deque()
+    for name, tree in computed:
+        if jax.process_count() == 1:
+            jax.tree.map(lambda leaf: leaf.copy_to_host_async(), tree)
+        waiting.append((name, tree))
+        del tree
+        if len(waiting) > 1:
+            name, tree = waiting.popleft()
+            yield name, fetch(tree)
+            del tree
+    while waiting:
+        name, tree = waiting.popleft()
+        yield name, fetch(tree)
+
+
+def free_host_memory() -> int:
+    """Bytes of this machine's memory that programs can have."""
+    with suppress(OSError):
+        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        if found:
+            return 1024 * int(found[1])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 # --- running a step -----------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ or S (all are).
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Bool, Float, Int
 
 from headjax.axes import TokenMask, Tokens
+from headjax.engine.layer_sweep import LayerRun
+from headjax.engine.layered_variants import Steps
 from headjax.engine.mesh import DATA_AXIS, ROWS, WHOLE
 from headjax.engine.metrics import logit_difference
 from headjax.engine.prefill import SPECS, Prefill, prefill
@@ -188,7 +190,9 @@ def receivers_step(
     path_layer = _path_run(model, patch, senders)
 
     def layer(at: Array, x: Array, path: Array | None, queries: slice = slice(None)) -> Array:
-        return _final_layer(model, patch.clean, at, x, path, reads, queries)
+        block, cache, own = layer_of((model.blocks, (patch.clean.k, patch.clean.v), reads), at)
+        run = (patch.clean.positions, patch.clean.valid)
+        return _final_layer(block, cache, *run, x, path, own, queries)
 
     def both(at: Array, state: tuple[Array, Array, Entries]) -> tuple[Array, Array, Entries]:
         x, path, entries = state
@@ -229,9 +233,16 @@ def _path_run(
     def step(layer: Int[Array, ""], x: Float[Array, "M B P D"]) -> Float[Array, "M B P D"]:
         block, z = layer_of((model.blocks, patch.clean.z), layer)
         more = jnp.where((at == layer)[:, None, None, None], written, 0).astype(x.dtype)
-        return block.add(x, block.after_attention(block.attn.output(z)[None] + more))
+        return _path_layer(block, x, z, more)
 
     return step
+
+
+def _path_layer(
+    block: Block, x: Float[Array, "M B P D"], z: Float[Array, "B P H K"], more: Float[Array, "M B P D"]
+) -> Float[Array, "M B P D"]:
+    """The residual after a layer of the path run, in which senders write so much more than the clean run."""
+    return block.add(x, block.after_attention(block.attn.output(z)[None] + more))
 
 
 def _enter(residual: Float[Array, "L1 B P D"], layer: Int[Array, ""], n: int) -> Float[Array, "n B P D"]:
@@ -251,24 +262,25 @@ def _put(
 
 
 def _final_layer(
-    model: Transformer,
-    clean: Prefill,
-    layer: Int[Array, ""],
+    block: Block,
+    cache: tuple[Float[Array, "B S G K"], Float[Array, "B S G K"]],
+    positions: Int[Array, "B S"],
+    valid: Bool[Array, "B S"],
     x: Float[Array, "M B P D"],
     path: Float[Array, "M B P D"] | None,
     reads: Reads,
-    queries: slice,
+    queries: slice = slice(None),
 ) -> Float[Array, "M B Q D"]:
     """The residual after a layer of the final run, at the positions of the queries.
 
-    A receiver's key and value are its own: where heads share them, the others see what the final run gives.
+    `cache` are the clean run's keys and values of the layer, `reads` which of its heads are receivers. A
+    receiver's key and value are its own: where heads share them, the others see what the final run gives.
     """
-    block, cache, reads = layer_of((model.blocks, (clean.k, clean.v), reads), layer)
     M, B, P, _ = x.shape
-    positions = jnp.tile(clean.positions[:, -P:], (M, 1))
+    positions = jnp.tile(positions[:, -P:], (M, 1))
     q, k, v = _project(block, x, positions)
     if path is not None:
-        share = model.config.n_heads // model.config.n_kv_heads
+        share = block.config.n_heads // block.config.n_kv_heads
         k, v, *cache = (jnp.repeat(part, share, axis=2) for part in (k, v, *cache))
         other_q, other_k, other_v = _project(block, path, positions)
         others = (other_q, jnp.repeat(other_k, share, axis=2), jnp.repeat(other_v, share, axis=2))
@@ -278,10 +290,10 @@ def _final_layer(
         )
     if P == 1:
         q, k, v = (part.reshape(M, B, *part.shape[2:]) for part in (q, k, v))
-        z = block.attn.decode(q, *cache, k, v, clean.valid)
+        z = block.attn.decode(q, *cache, k, v, valid)
         z = z.reshape(M * B, 1, *z.shape[2:])
     else:
-        z = block.attn.attend(q[:, queries], k, v, jnp.tile(clean.valid, (M, 1)))
+        z = block.attn.attend(q[:, queries], k, v, jnp.tile(valid, (M, 1)))
     x = x[:, :, queries]
     return block.add(x, block.write(z).reshape(x.shape))
 
@@ -291,3 +303,129 @@ def _project(
 ) -> tuple[Float[Array, "MB P H K"], Float[Array, "MB P G K"], Float[Array, "MB P G K"]]:
     """Queries, keys and values, with variants and prompts together as rows."""
     return block.project(x.reshape(*positions.shape, x.shape[-1]), positions)
+
+
+# --- of a model that is read layer by layer, at the last position -----------------------------------------
+
+
+class PathLayer(NamedTuple):
+    """What senders are told of the clean and the corrupted run of B prompts in one layer.
+
+    Attributes:
+      z, change: of the last position, the clean run's output of every head, and how much the corrupted run's
+        differs from it, float32.
+      k, v, valid: the clean run's keys and values; after: its last residual after the layer.
+      given: what the sweep says of the layer: None, or of receivers (`Receiving`).
+    """
+
+    z: Float[Array, "B H K"]
+    change: Float[Array, "B H K"]
+    k: Float[Array, "B S G K"]
+    v: Float[Array, "B S G K"]
+    valid: Bool[Array, "B S"]
+    after: Float[Array, "B D"]
+    given: Any
+
+
+class Receiving(NamedTuple):
+    """Which heads of a layer are receivers, and where it is: 0 below all layers that have some, 1 among them,
+    2 above."""
+
+    reads: Reads
+    place: Int[Array | np.ndarray, ""]
+
+
+class Runs(NamedTuple):
+    """The last residual of the path run and of the final run."""
+
+    path: Float[Array | np.ndarray, "*M B D"]
+    final: Float[Array | np.ndarray, "*M B D"]
+
+
+def _clean_pair(_block: Block, ran: LayerRun, given: Any) -> PathLayer:
+    B = len(ran.z) // 2
+    z, other = ran.z[:B, -1], ran.z[B:, -1]
+    change = other.astype(jnp.float32) - z.astype(jnp.float32)
+    return PathLayer(z, change, ran.k[:B], ran.v[:B], ran.valid[:B], ran.after[:B, -1], given)
+
+
+def _more(block: Block, told: PathLayer, heads: Int[Array, " M"]) -> Float[Array, "M B D"]:
+    """What each sender writes more than in the clean run, before a norm; -1: it is not in this layer."""
+    more = jnp.einsum(
+        "mbk,mkd->mbd",
+        jnp.moveaxis(told.change[:, heads], 1, 0),
+        block.attn.W_O[...][heads].astype(jnp.float32),
+        precision=block.config.precision,
+    )
+    return jnp.where((heads >= 0)[:, None, None], more, 0)
+
+
+def _move_to_logits(
+    block: Block, told: PathLayer, x: Float[Array, "M B D"], heads: Int[Array, " M"]
+) -> Float[Array, "M B D"]:
+    more = _more(block, told, heads).astype(x.dtype)
+    return _path_layer(block, x[:, :, None], told.z[:, None], more[:, :, None])[:, :, 0]
+
+
+def _move_to_receivers(block: Block, told: PathLayer, runs: Runs, heads: Int[Array, " M"]) -> Runs:
+    reads, place = told.given
+    positions = jnp.broadcast_to(told.valid.sum(axis=1, dtype=jnp.int32)[:, None] - 1, told.valid.shape)
+
+    def final(path: Float[Array, "M B 1 D"] | None) -> Float[Array, "M B D"]:
+        run = ((told.k, told.v), positions, told.valid, runs.final[:, :, None])
+        return _final_layer(block, *run, path, reads)[:, :, 0]
+
+    def path() -> Float[Array, "M B D"]:
+        return _move_to_logits(block, told, runs.path, heads)
+
+    return lax.switch(
+        place,
+        (
+            # Below all receivers the final run is the clean one; above them nobody reads the path run.
+            lambda: Runs(path(), jnp.broadcast_to(told.after[None], runs.final.shape)),
+            lambda: Runs(path(), final(runs.path[:, :, None])),
+            lambda: Runs(runs.path, final(None)),
+        ),
+    )
+
+
+def _move_direct(
+    block: Block, told: PathLayer, _: Float[Array, "M B D"], heads: Int[Array, " M"]
+) -> Float[Array, "M B D"]:
+    return _write_change(block, told.z, _more(block, told, heads)).astype(jnp.float32)
+
+
+def _gap(
+    outer: Transformer, last: Float[Array, "R D"], answers: TokenIds, distractors: TokenIds
+) -> Float[Array, " B"]:
+    """The corrupted prompts' logit difference minus the clean ones'."""
+    B = len(answers)
+    clean, corrupted = (logit_difference(outer, x, answers, distractors) for x in (last[:B], last[B:]))
+    return corrupted - clean
+
+
+def _difference(
+    outer: Transformer, _last: Float[Array, "R D"], x: Float[Array, "M B D"], *asked: TokenIds
+) -> Float[Array, "M B"]:
+    return logit_difference(outer, x, *asked)
+
+
+# Asked of each sender: its head where it is in the layer, else -1. The runs are the clean and the corrupted.
+LAYERED_LOGITS = Steps(lambda last: last, _clean_pair, _move_to_logits, _difference, _gap)
+LAYERED_RECEIVERS = Steps(
+    begin=lambda last: Runs(last, last),
+    clean=_clean_pair,
+    move=_move_to_receivers,
+    finish=lambda outer, last, runs, *asked: _difference(outer, last, runs.final, *asked),
+    ends=_gap,
+)
+LAYERED_DIRECT = Steps(
+    begin=lambda last: np.zeros(last.shape, np.float32),
+    clean=_clean_pair,
+    move=_move_direct,
+    finish=lambda outer, last, written, *asked: logit_difference(
+        outer, last[None, : written.shape[1]] + written.astype(last.dtype), *asked
+    ),
+    ends=_gap,
+    moves_on=False,
+)

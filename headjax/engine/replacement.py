@@ -1,6 +1,7 @@
 """What takes the place of an ablated head's output: zeros, a mean, or another prompt's output."""
 
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,18 +9,20 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from headjax.data.prompts import PromptBatch
-from headjax.engine.batches import Replacement, check_prompts, prompt_chunks
+from headjax.engine.batches import Replacement, Track, check_prompts, prompt_chunks, untracked
+from headjax.engine.layer_sweep import Ends, LayerRun, Sweep, run_sweep
 from headjax.engine.mesh import ROWS, data_parts, fetch, model_mesh, spread
 from headjax.engine.prefill import SPECS, prefill
 from headjax.errors import InputError
 from headjax.kernels import dispatch
-from headjax.model import Transformer
+from headjax.model import Block, Transformer
+from headjax.parameters.layered import LayeredModel
 
 ABLATIONS = ("zero", "mean", "resample")
 
 
 def find_replacement(
-    model: Transformer,
+    model: Transformer | LayeredModel,
     prompts: PromptBatch,
     ablation: str,
     *,
@@ -27,6 +30,7 @@ def find_replacement(
     mean_over: str = "prompts",
     batch_size: int = 64,
     seed: int = 0,
+    track: Track = untracked,
 ) -> Replacement:
     """The heads' replacement outputs, ready to be asked for any of the prompts.
 
@@ -37,12 +41,19 @@ def find_replacement(
       mean_over: "prompts" gives every position its own mean, positions counted from the end of the
         prompts; "tokens" is one mean over all prompts and positions.
 
-    Raises InputError for another `ablation`, and for prompts that have nobody to be resampled from: a
-    single one or, at all positions, one without another of the same length.
+    Raises InputError for another `ablation`, for prompts that have nobody to be resampled from: a single one
+    or, at all positions, one without another of the same length; and for what replaces all positions in a
+    model that is read layer by layer, unless it is zeros.
     """
     prompts = check_prompts(
         prompts, model.config, positions=positions, mean_over=mean_over, batch_size=batch_size
     )
+    if isinstance(model, LayeredModel) and ablation in ("mean", "resample"):
+        if positions != "last":
+            rule = "a model read layer by layer knows what replaces the last position"
+            raise InputError(f"{rule}; got {positions!r} positions and ablation {ablation!r}")
+        how = {"batch_size": batch_size, "track": track, "label": f"replacement ({ablation})"}
+        return _layer_by_layer(model, prompts, ablation, mean_over, seed, how)
     match ablation:
         case "zero":
             return lambda rows: np.zeros((model.config.n_layers, 1, 1, 1, 1), np.float32)
@@ -104,6 +115,48 @@ def _sum_outputs(
     z = prefill(model, tokens, mask, keep=keep).z.astype(jnp.float32)
     z = jnp.where(weight.any(axis=2)[None, :, :, None, None], z, 0)  # a zero times a NaN would be a NaN
     return jnp.einsum("lbphk,bpr->lrphk", z, weight.astype(jnp.float32), precision="highest")[None]
+
+
+def _layer_by_layer(
+    model: LayeredModel, prompts: PromptBatch, ablation: str, mean_over: str, seed: int, how: dict[str, Any]
+) -> Replacement:
+    """What replaces the last position, of one pass through the model."""
+    if ablation == "resample":
+        tokens, mask = find_donors(prompts, "last", seed)
+        z = run_sweep(LAST_OUTPUTS, model, (tokens, mask), **how)
+        return lambda rows: np.moveaxis(z[rows], 0, 1)[:, :, None]
+    over_tokens = mean_over == "tokens"
+    sweep = SUMMED_OUTPUTS if over_tokens else LAST_OUTPUTS
+    z = run_sweep(sweep, model, (prompts.tokens, prompts.mask), **how)
+    group = relation_groups(prompts)
+    counts = prompts.mask.sum(axis=1) if over_tokens else np.ones(len(group))
+    members = [np.flatnonzero(group == one) for one in range(group.max() + 1)]
+    means = [z[rows].sum(axis=0, dtype=np.float64) / counts[rows].sum() for rows in members]
+    mean = np.stack(means, axis=1).astype(np.float32)[:, :, None]
+    return lambda rows: mean[:, group[rows]]
+
+
+def _last_outputs(_block: Block, ran: LayerRun, _asked: None, _shared: None) -> Float[Array, "B H K"]:
+    return ran.z[:, -1].astype(jnp.float32)
+
+
+def _summed_outputs(_block: Block, ran: LayerRun, _asked: None, _shared: None) -> Float[Array, "B H K"]:
+    """Over a prompt's own tokens."""
+    return jnp.where(ran.valid[:, :, None, None], ran.z.astype(jnp.float32), 0).sum(axis=1)
+
+
+def _by_prompt(
+    _model: Transformer, _asked: None, z: Float[Array, "L B H K"], _ends: Ends
+) -> Float[Array, "B L H K"]:
+    return jnp.moveaxis(z, 0, 1)
+
+
+def _nothing(*_: Any) -> None:
+    """What these sweeps ask of the prompts."""
+
+
+LAST_OUTPUTS = Sweep("last_outputs", _nothing, _last_outputs, _by_prompt)
+SUMMED_OUTPUTS = Sweep("summed_outputs", _nothing, _summed_outputs, _by_prompt)
 
 
 def find_donors(

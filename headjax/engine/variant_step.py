@@ -25,8 +25,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
+from headjax.engine.layered_variants import Steps
 from headjax.engine.metrics import Metrics, next_token_metrics
 from headjax.engine.prefill import Prefill
 from headjax.kernels import dispatch
@@ -87,25 +88,71 @@ def _decode(
     M = len(edit.gain)
     entries = Entries(clean.residual, clean.z)
     x, z = (jnp.broadcast_to(part[None, :, -1], (M, *part[:, -1].shape)) for part in _at(entries, start))
-    positions = jnp.broadcast_to(clean.positions[None, :, -1], x.shape[:2])
 
     def finish(layer: Int[Array, ""], x: Float[Array, "M B D"], z: Float[Array, "M B H K"]) -> Array:
-        # [M B] stands where a full run has [B S].
-        gain, replacement = edit.gain[:, layer], edit.replacement[layer, :, -1]
-        return layer_of(model.blocks, layer).finish(x, apply_edit(z, gain[:, None], replacement[None]))
+        block = layer_of(model.blocks, layer)
+        return finish_edited(block, x, z, edit.gain[:, layer], edit.replacement[layer, :, -1])
 
     def step(below: Int[Array, ""], state: tuple[Array, Array, Entries]) -> tuple[Array, Array, Entries]:
         x, z, entries = state
         entries = _put(entries, below, x[0, :, None], z[0, :, None], edit)
         x, layer = finish(below, x, z), below + 1
-        block, cache_k, cache_v = layer_of((model.blocks, clean.k, clean.v), layer)
-        q, k, v = block.project(x, positions)
-        z = block.attn.decode(q, cache_k, cache_v, k, v, clean.valid)
-        return x, z, entries
+        block, k, v = layer_of((model.blocks, clean.k, clean.v), layer)
+        return x, decode_heads(block, x, k, v, clean.valid), entries
 
     last = jnp.asarray(model.config.n_layers - 1, start.dtype)
     x, z, entries = lax.fori_loop(start, last, step, (x, z, entries))
     return finish(last, x, z), _put(entries, last, x[0, :, None], z[0, :, None], edit)
+
+
+def decode_heads(
+    block: Block,
+    x: Float[Array, "M B D"],
+    k: Float[Array, "B S G K"],
+    v: Float[Array, "B S G K"],
+    valid: Bool[Array, "B S"],
+) -> Float[Array, "M B H K"]:
+    """Every head's output at the last position of every variant: one decode step against the clean run's keys
+    and values, which all share. [M B] stands where a full run has [B S]."""
+    positions = jnp.broadcast_to(valid.sum(axis=1, dtype=jnp.int32)[None] - 1, x.shape[:2])
+    q, own_k, own_v = block.project(x, positions)
+    return block.attn.decode(q, k, v, own_k, own_v, valid)
+
+
+def finish_edited(
+    block: Block,
+    x: Float[Array, "M B D"],
+    z: Float[Array, "M B H K"],
+    gain: Float[Array, "M H"],
+    replacement: Float[Array, "#B #H #K"],
+) -> Float[Array, "M B D"]:
+    """The residual after the layer of every variant, whose heads' outputs are edited first."""
+    return block.finish(x, apply_edit(z, gain[:, None], replacement[None]))
+
+
+class LayerCache(NamedTuple):
+    """What variants are told of the clean run in one layer, where they go through it one by one."""
+
+    k: Float[Array, "B S G K"]
+    v: Float[Array, "B S G K"]
+    valid: Bool[Array, "B S"]
+    replacement: Float[Array, "#B #H #K"]
+
+
+def _move(
+    block: Block, cache: LayerCache, x: Float[Array, "M B D"], gain: Float[Array, "M H"]
+) -> Float[Array, "M B D"]:
+    z = decode_heads(block, x, cache.k, cache.v, cache.valid)
+    return finish_edited(block, x, z, gain, cache.replacement)
+
+
+# The same for a model that is read layer by layer, at the last position; asked of each variant: its gains.
+LAYERED = Steps(
+    begin=lambda last: last,
+    clean=lambda block, ran, replacement: LayerCache(ran.k, ran.v, ran.valid, replacement),
+    move=_move,
+    finish=lambda outer, last, x, *asked: next_token_metrics(outer, x, *asked),
+)
 
 
 def _rerun(

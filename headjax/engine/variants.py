@@ -1,4 +1,8 @@
-"""Running any number of edited variants on any number of prompts, as many at a time as memory allows."""
+"""Running any number of edited variants on any number of prompts, as many at a time as memory allows.
+
+Of a model in memory a batch of variants goes through all layers, then the next one. A model that is read
+layer by layer takes all of them through a layer before the next one (`layered_variants`).
+"""
 
 import logging
 from collections.abc import Callable
@@ -24,16 +28,15 @@ from headjax.engine.batches import (
     replacement_spec,
     untracked,
 )
+from headjax.engine.layered_variants import ENOUGH_ROWS, Given, sweep_layers
 from headjax.engine.mesh import DATA_AXIS, ROWS, WHOLE, data_parts, fetch, model_mesh, spread
 from headjax.engine.metrics import Metrics
 from headjax.engine.prefill import SPECS, prefill
-from headjax.engine.variant_step import Positions, VariantEdit, variant_step
+from headjax.engine.variant_step import LAYERED, Positions, VariantEdit, variant_step
 from headjax.errors import InputError
 from headjax.model import Transformer
+from headjax.parameters.layered import LayeredModel
 
-# Rows of a product (variants times the positions that are run) beyond which more gain little; measured on
-# CPU only.
-ENOUGH_ROWS = {"cpu": 800, "gpu": 16384, "tpu": 16384}
 HOST_BYTES = 2**31  # for the activations of one batch, where a device does not tell its free memory
 
 # What the copies of a model on a mesh share out among themselves.
@@ -54,7 +57,7 @@ class VariantRuns(NamedTuple):
 
 
 def run_variants(
-    model: Transformer,
+    model: Transformer | LayeredModel,
     prompts: PromptBatch,
     gain: Float[np.ndarray, "M L H"],
     replacement: Replacement,
@@ -80,7 +83,8 @@ def run_variants(
     On a mesh each copy of the model runs its share of the prompts or, where there are fewer prompts than
     copies, its share of the variants.
 
-    Raises InputError for logits that are NaN, and where memory cannot hold a single variant.
+    Raises InputError for logits that are NaN, where memory cannot hold a single variant, and for "all"
+    positions of a model that is read layer by layer.
     """
     prompts = check_prompts(
         prompts, model.config, positions=positions, batch_size=batch_size, variant_batch=variant_batch
@@ -89,6 +93,35 @@ def run_variants(
         L, H = model.config.n_layers, model.config.n_heads
         raise InputError(f"gains must be [M L H] with L={L} and H={H}; got {list(gain.shape)}")
     gain = np.concatenate([np.ones((1, *gain.shape[1:]), np.float32), gain.astype(np.float32)])
+    how = {"batch_size": batch_size, "variant_batch": variant_batch}
+    how |= {"track": track, "remember": remember, "label": label}
+    if isinstance(model, LayeredModel):
+        check_streamed(positions)
+        values = _layer_by_layer(model, prompts, gain, replacement, **how)
+    else:
+        values = _held(model, prompts, gain, replacement, positions, **how)
+    runs = VariantRuns(*(jax.tree.map(lambda rows, at=at: rows[at], values) for at in (0, slice(1, None))))
+    bad = np.isnan(runs.clean.logprob) | np.isnan(runs.edited.logprob).any(axis=0)
+    if bad.any():
+        raise InputError(f"logits must be numbers; {prompts.prompts[int(bad.argmax())].name} gives NaN")
+    return runs
+
+
+def check_streamed(positions: Positions) -> None:
+    """Raises InputError unless positions are "last": others would fill the host's memory."""
+    if positions != "last":
+        raise InputError(f"a model read layer by layer is edited at the last position; got {positions!r}")
+
+
+def _held(
+    model: Transformer,
+    prompts: PromptBatch,
+    gain: Float[np.ndarray, "M L H"],
+    replacement: Replacement,
+    positions: Positions,
+    **how: Any,
+) -> Metrics:
+    """Metrics [M B] of every variant, the first of which edits nothing."""
     mesh, start = model_mesh(model), _start_layers(gain)
 
     def prepare(rows: Int[np.ndarray, " rows"], split: Split) -> tuple[None, tuple]:
@@ -103,20 +136,30 @@ def run_variants(
         metrics, entries = run(model, clean, edit, start[variants].min(), *answers)
         return metrics, (clean._replace(**entries._asdict()), replaced, answers)
 
-    _, values = sweep_variants(
-        *(model, start, prompts.tokens.shape, prepare, step),
-        positions=positions,
-        batch_size=batch_size,
-        variant_batch=variant_batch,
-        track=track,
-        remember=remember,
-        label=label,
+    work = (model, start, prompts.tokens.shape, prepare, step)
+    return sweep_variants(*work, positions=positions, **how)[1]
+
+
+def _layer_by_layer(
+    model: LayeredModel,
+    prompts: PromptBatch,
+    gain: Float[np.ndarray, "M L H"],
+    replacement: Replacement,
+    **how: Any,
+) -> Metrics:
+    """The same at the last position."""
+    start = _start_layers(gain)
+    start[0] = 0
+    rows = (prompts.answers,) if prompts.distractors is None else (prompts.answers, prompts.distractors)
+
+    def in_layer(layer: int, rows: Int[np.ndarray, " rows"]) -> Float[np.ndarray, "#B #H #K"]:
+        return np.asarray(replacement(rows))[layer, :, -1]
+
+    given = Given(
+        *((prompts.tokens,), prompts.mask, rows, start, in_layer),
+        of_variants=lambda layer, variants: gain[variants, layer],
     )
-    runs = VariantRuns(*(jax.tree.map(lambda rows, at=at: rows[at], values) for at in (0, slice(1, None))))
-    bad = np.isnan(runs.clean.logprob) | np.isnan(runs.edited.logprob).any(axis=0)
-    if bad.any():
-        raise InputError(f"logits must be numbers; {prompts.prompts[int(bad.argmax())].name} gives NaN")
-    return runs
+    return sweep_layers(LAYERED, model, given, **how)[1]
 
 
 def sweep_variants(

@@ -79,8 +79,9 @@ def unembedding(config: ModelConfig) -> str:
 
 
 def each_layer(
-    parameters: Parameters, names: Iterable[str], dtype: DTypeLike | None = None
+    parameters: Parameters, names: Iterable[str], dtype: DTypeLike | None = None, backwards: bool = False
 ) -> Iterator[dict[str, Array]]:
-    """Parameters of every layer in order, each read while the one before is used."""
+    """Parameters of every layer, from the first or from the last, each read while the one before is used."""
     read = partial(parameters.read, tuple(names), dtype=dtype)
-    return read_ahead(lambda layer: read(layer=layer), range(parameters.config.n_layers))
+    layers = range(parameters.config.n_layers)
+    return read_ahead(lambda layer: read(layer=layer), layers[::-1] if backwards else layers)
