@@ -136,7 +136,7 @@ def run_alone(config: RunConfig, stages: Stages) -> list[Path]:
     if config.compare:
         tables.append(Table("comparison", Comparison._fields, compared, comparison_table(compared)))
     for table in tables:
-        files += table.write(out)
+        files += table.write(out, config.report.tables)
     with stages.stage("figures"):
         files += draw_all(found, compared, config)
     check_file_names((file.relative_to(out).as_posix() for file in files), "results")

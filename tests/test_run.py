@@ -50,10 +50,11 @@ def test_writes_every_file_it_names(finished):
     figures = {"category_map", "relations_stories260K_copying"}
     assert names == {
         *("scores.csv", "scores.npz", "summary.csv", "pairs.csv", "circuit_prediction.csv", "run.json"),
+        "head_categories.csv",
         *(f"figures/{figure}.{kind}" for figure in figures for kind in ("png", "pdf")),
     }
     assert {f.relative_to(out).as_posix() for f in out.rglob("*") if f.is_file()} == names
-    assert all(file.stat().st_size > 100 for file in files)
+    assert all(file.stat().st_size > 60 for file in files)
 
 
 def test_scores_of_all_heads_in_csv_and_npz(finished):
@@ -140,6 +141,9 @@ def test_figures_are_drawn_again_otherwise(finished, tmp_path: Path):
     assert (out / "figures" / "category_map.png").read_bytes() != before[out / "figures" / "category_map.png"]
     for fields, message in (
         ({"top_k": "3"}, "are drawn again with other values of threshold, .*; top_k needs another run"),
+        ({"tables": "md"}, "are drawn again with other values of threshold, .*; tables needs another run"),
+        ({"circuits": "unknown=L1H2"}, "circuits must name relations whose heads are scored: copying; got"),
+        ({"heat_maps": "unknown"}, "heat_maps must name relations that are scored: copying; got 'unknown'"),
         ({"formats": "gif"}, "field 'formats' must be one of png, pdf, svg; got 'gif'"),
         ({"formats": ""}, "field 'formats' must name at least one; got none"),
         ({"colour": "x"}, "a config has no field 'colour'; near ones: colors"),

@@ -44,7 +44,7 @@ def trained(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tupl
             *("relation_scores", "dynamic_scores", "logit_attribution"),
             *("head_ablation", "gradient_attribution", "attention_patterns"),
         ),
-        latex=True,
+        tables=("tex", "md"),
         out=str(tmp / "out"),
         checkpoint_dir=str(tmp / "checkpoints"),
     )

@@ -4,6 +4,7 @@ The sweep and its definitions are in headjax/engine/curves.py.
 """
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from headjax import costs, figures
-from headjax.analyses.base import Ablating, Coordinates
+from headjax.analyses.base import LOOKS, MAPS, Ablating, Coordinates
 from headjax.costs import Cost, Machine
 from headjax.data.prompts import PromptBatch
 from headjax.engine.batches import Work
@@ -25,6 +26,7 @@ from headjax.options import option
 from headjax.report.curve_tables import CurveRow, CurveSummary, curve_rows, curves_table, summary_row
 from headjax.report.options import Report
 from headjax.report.table import Page, Table
+from headjax.report.wording import REPLACEMENTS, measured, sentence
 from headjax.result import Result
 from headjax.study import Data, Study
 
@@ -51,7 +53,7 @@ class AblationCurves(Ablating):
 
     def reads(self, data: Data) -> frozenset[str]:
         read = super().reads(data) | {"compute.variant_batch", "compute.stream", "report.heat_maps"}
-        return read - {f"report.{name}" for name in ("circuits", "orientation", "origin", "colors")}
+        return read - (MAPS - LOOKS - {"report.heat_maps"})
 
     def check(self, study: Study, before: Coordinates) -> set[Coordinate]:
         self.check_donors(study, "last")
@@ -129,10 +131,15 @@ class AblationCurves(Ablating):
             if row.relation in report.heat_maps or not report.heat_maps:
                 points[row.model, row.relation].append(row)
         files = []
+        names = {grid.relation: grid.name for grid in found.grids}
+        how = f"{REPLACEMENTS[self.replacement]} at the last position"
+        ranking = self._ranking(found.grids).grids[:1]
+        ranked = "".join(f", ranked by {measured(grid).lower()}" for grid in ranking)
+        removed = f"Heads ablated{ranked} ({how})"
         for (model, relation), rows in points.items():
             lines = [list(line) for _, line in groupby(rows, key=lambda row: (row.curve, row.prompts))]
             of_kind = {
-                kind: [_curve(line) for line in lines if line[0].curve == kind]
+                kind: [_curve(line, names) for line in lines if line[0].curve == kind]
                 for kind in ("relation", "random", "control")
             }
             if len(of_kind["relation"]) != 1:
@@ -140,10 +147,11 @@ class AblationCurves(Ablating):
                 raise InputError(f"{model}: a relation has one curve of its own; {relation} has {n}")
             files += figures.ablation_curves_figure(
                 directory / safe_name(self.stem(name, "ablation_curves"), model, relation),
-                f"{model}: {relation.replace('_', ' ')}",
+                f"{model}: {names.get(relation, sentence(relation))}",
                 *of_kind["relation"],
                 random=next(iter(of_kind["random"]), None),
                 controls=of_kind["control"],
+                removed=removed,
             )
         return files
 
@@ -164,10 +172,10 @@ def _rank_names(before: Coordinates) -> dict[str, set[str]]:
     return spelled
 
 
-def _curve(line: list[CurveRow]) -> Any:
-    names = {"relation": "Relation's heads removed", "random": "Random other heads removed"}
+def _curve(line: list[CurveRow], names: Mapping[str, str]) -> Any:
+    labels = {"relation": "Relation's heads removed", "random": "Random other heads removed"}
     return figures.Curve(
-        names.get(line[0].curve, f"Control: {line[0].prompts.replace('_', ' ')}"),
+        labels.get(line[0].curve, f"Control: {names.get(line[0].prompts, sentence(line[0].prompts))}"),
         *(np.array([getattr(row, field) for row in line]) for field in ("n_heads", "accuracy")),
         low=np.array([row.accuracy_low for row in line]),
         high=np.array([row.accuracy_high for row in line]),

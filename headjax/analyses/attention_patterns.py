@@ -22,7 +22,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from headjax import costs, figures
+from headjax import costs
 from headjax.analyses.base import Asked, Coordinates
 from headjax.axes import TokenMask, Tokens
 from headjax.config import ModelConfig
@@ -36,7 +36,7 @@ from headjax.grid import Coordinate, GridSet
 from headjax.inputs import check_count, check_ids, check_options, check_tokens
 from headjax.model import Block, Transformer
 from headjax.parameters.layered import LayeredModel
-from headjax.report.drawing import figure_path
+from headjax.report.drawing import draw_maps, figure_path
 from headjax.report.options import Report
 from headjax.result import Result
 from headjax.study import Data, Study
@@ -204,13 +204,6 @@ class AttentionPatterns(Asked):
             for on in grids.select(model=model).values("relation"):
                 own = grids.select(model=model, relation=on)
                 chosen = [grid for grid in own if not np.isnan(grid.scores).all()]
-                panels = [
-                    figures.Panel(
-                        *(grid.scores, f"{grid.model}: {grid.part} ({grid.name})"),
-                        f"{grid.part.capitalize()} score",
-                    )
-                    for grid in chosen
-                ]
                 path = figure_path(directory, self.stem(name, "attention"), chosen[:1])
-                files += figures.score_map(panels, path, report.orientation, report.origin)
+                files += draw_maps(chosen, path, report)
         return files
