@@ -252,6 +252,20 @@ def test_bytes_read_are_the_parameters_once_and_what_relation_scores_read(config
     assert all(row.read == 0 for row in others)
 
 
+def test_a_streamed_model_is_read_once_a_pass(config: RunConfig):
+    """Means are a pass of their own, a gradient goes forwards and backwards."""
+    changed = altered(config, analyses=("head_ablation", "gradient_attribution"), metrics=("logprob",))
+    changed = altered(changed, stream=True, replacement="mean")
+    study, itemsizes = plan.find_study(changed.model, changed, Path())
+    rows = plan.plan_model(study, changed.analyses, itemsizes, plan.find_machine(changed.compute))
+    whole = 4 * sum(math.prod(shape) for shape in parameter_shapes(study.config).values())
+    assert [(row.analysis, row.read / whole) for row in rows] == [
+        ("head_ablation", 2),
+        ("gradient_attribution", 3),
+        ("clean run", 1),
+    ]
+
+
 def test_no_device_is_touched_and_no_weight_is_there_to_be_read(config: RunConfig, tmp_path: Path):
     """In a process where any use of a device fails, on a directory that holds no weights at all."""
     directory = tmp_path / "unconverted"
