@@ -135,7 +135,10 @@ def parts(n_layers: int, n_heads: int, model: str = "tiny") -> tuple[Part, ...]:
         Dots("Static against dynamic scores", "r", points),
         Graph("Circuit of ioi", nodes, edges),
         HeadNotes(
-            "Salient tokens", model, ("token", "amplified", "mapped to"), {"L0H1": ((" dog", 2.5, (" cat",)),)}
+            "Salient tokens",
+            model,
+            ("token", "amplified", "mapped to"),
+            {"L0H1": ((" dog", 2.5, (" cat",)),)},
         ),
     )
 

@@ -133,8 +133,10 @@
 
   const FACETS = ["source", "label", "relationName", "template"];
   const FACET_NAMES = { source: runs.length > 1 ? "run and model" : "model", label: "score", relationName: "relation or task", template: "template" };
+  // First shown, of the first score: what the report draws, or where the largest number is.
+  const first = grids.filter((grid) => grid.source === grids[0].source && grid.label === grids[0].label);
   const state = {
-    grid: grids.find((grid) => report.heat_maps.includes(grid.relation)) ?? grids[0],
+    grid: first.find((grid) => report.heat_maps.includes(grid.relation)) ?? first[d3.maxIndex(first, (grid) => d3.max(numbers(grid, "scores"), Math.abs))],
     minus: null, threshold: null, colors: report.colors, marks: "none", pinned: null, cursor: null, suppression: report.count_suppression,
   };
   const usualThreshold = (grid) => (grid.relation_score && !state.minus ? report.threshold : null);
@@ -285,7 +287,7 @@
       },
       color,
       marks: [
-        Plot.cell(cells, { x: "x", y: "y", fill, inset: cell > 14 ? 0.5 : 0 }),
+        Plot.cell(cells, { className: "heads", x: "x", y: "y", fill, inset: cell > 14 ? 0.5 : 0 }),
         ...more,
         Plot.tip(cells, Plot.pointer({ x: "x", y: "y", title: text, fontSize: 12, fill: css("--ground"), stroke: css("--quiet"), maxRadius: Infinity, pathFilter: "none" })),
       ],
@@ -407,10 +409,10 @@
     return [el("h3", {}, now.signed ? "Largest in size" : "Highest"), el("div", { class: "charts" }, columns.map((column) => table(["head", "value"], column)))];
   }
 
-  // The place of a head in a grid, 1 for the one with most of what the score is of.
+  // The place of a head in a grid, 1 for the one with most of what the score is of; a head with nothing has none.
   function rank(grid, i) {
     const scores = numbers(grid, "scores"), sign = grid.helps || 1;
-    if (Number.isNaN(scores[i])) return null;
+    if (Number.isNaN(scores[i]) || scores[i] === 0) return Infinity;
     return 1 + scores.reduce((n, x) => n + (sign * x > sign * scores[i]), 0);
   }
 
@@ -418,13 +420,13 @@
     const { grid } = state, i = place(grid, layer, head), name = label(layer, head);
     const own = grids.filter((one) => one.source === grid.source);
     const twin = state.minus && state.minus.source !== grid.source ? state.minus.source : null;
-    const ranked = own.map((one) => ({ one, rank: rank(one, i) })).filter(({ rank: r }) => r !== null);
-    ranked.sort((a, b) => a.rank - b.rank);
+    const ranked = own.map((one) => ({ one, rank: rank(one, i) }));
+    ranked.sort((a, b) => d3.ascending(a.rank, b.rank));
     const rows = ranked.map(({ one, rank: r }) => {
       const other = twin && grids.find((two) => two.source === twin && two.label === one.label && two.on === one.on);
       return [
         el("button", { type: "button", class: "head", title: "show this score", onclick: () => show(one) }, one.label), one.on,
-        withError(one, i), ...(twin ? [other ? withError(other, i) : "–"] : []), `${r} of ${numbers(one, "scores").length}`,
+        withError(one, i), ...(twin ? [other ? withError(other, i) : "–"] : []), r === Infinity ? "–" : `${r} of ${numbers(one, "scores").length}`,
       ];
     });
     const parts = [el("h3", {}, el("span", {}, `${name}, ${grid.source}`),
@@ -563,7 +565,7 @@
       padding: 0, ariaLabel: `attention of ${name}`, style: { background: "none", fontSize: "11px", overflow: "visible" },
       x: { ...axis, tickRotate: -90 }, y: axis, color: { type: "identity" },
       marks: [
-        Plot.cell(cells, { x: "from", y: "to", inset: 0.25, fill: (one) => d3.interpolateRgb(css("--none"), dark() ? "#79b8ff" : "#08306b")(one.weight) }),
+        Plot.cell(cells, { className: "weights", x: "from", y: "to", inset: 0.25, fill: (one) => d3.interpolateRgb(css("--none"), dark() ? "#79b8ff" : "#08306b")(one.weight) }),
         outline(d3.range(S).filter((i) => role(i)).flatMap((i) => d3.range(i, S).map((to) => ({ x: i, y: to, role: role(i) }))), {
           stroke: (one) => (one.role === "source" ? "#d55e00" : "#009e73"), strokeWidth: 1.2, inset: 0.5,
         }),
@@ -624,7 +626,7 @@
       const points = chart.lines.flatMap((line, z) => line.x.map((x, k) => ({ x, y: line.y[k], low: line.low[k], high: line.high[k], z, role: line.role, label: line.label })));
       const many = chart.lines.length > 4;
       const plot = Plot.plot({
-        width: 300, height: 210, marginLeft: 44, marginBottom: 36, marginTop: 12, grid: true, ariaLabel: `${part.title}: ${chart.title}`,
+        width: 290, height: 205, marginLeft: 44, marginBottom: 36, marginTop: 12, grid: true, ariaLabel: `${part.title}: ${chart.title}`,
         style: { background: "none", fontSize: "11px", overflow: "visible" },
         x: { label: part.x, labelAnchor: "center", labelArrow: "none", tickFormat: String, ticks: d3.ticks(0, d3.max(points, (p) => p.x) || 1, 6).filter(Number.isInteger) },
         y: { label: part.y, labelAnchor: "center", labelArrow: "none", domain: d3.extent([0, 1, ...points.map((p) => p.y)]), ticks: 5 },
