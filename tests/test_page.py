@@ -191,7 +191,7 @@ def test_attention_is_that_of_the_model(finished: Path):
     (part,) = [part for part in said["parts"] if part["part"] == "Attention"]
     assert [one["relation"] for one in part["patterns"]] == ["capitals", "copying"]
     for one in part["patterns"]:
-        text, S = "".join(one["tokens"]), len(one["tokens"])
+        text, S = one["text"], len(one["tokens"])
         expected = np.asarray(study.forward(text, return_pattern=True).pattern)[:, 0]  # [L H S S]
         assert one["tokens"] == [study.tokenizer.decode([i]) for i in study.tokens(text)[0]]
         assert "".join(one["tokens"][: one["source"] + 1]).strip() in text.split(" is")[0]

@@ -163,12 +163,13 @@ class KeptPattern(NamedTuple):
     """The attention of some heads over one prompt.
 
     Attributes:
-      tokens: as text; source: the place of the source's last one, -1 without a source.
+      text: of the prompt; tokens: as text; source: the place of the source's last one, -1 without a source.
       heads: labels; attention: [heads, S (S + 1) / 2], each row's weights up to itself, in steps of 1/255.
     """
 
     model: str
     relation: str
+    text: str
     tokens: tuple[str, ...]
     source: int
     answer: str
@@ -221,6 +222,7 @@ def keep_patterns(
             KeptPattern(
                 study.display_name,
                 prompt.relation,
+                prompt.text,
                 tuple(token_text(study.tokenizer, int(token)) for token in own[valid]),
                 source - (batch.tokens.shape[1] - length) if source >= 0 else -1,
                 prompt.answer,

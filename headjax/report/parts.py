@@ -103,7 +103,8 @@ class Pattern(NamedTuple):
     """The attention of some heads of a model over one prompt.
 
     Attributes:
-      tokens: as text; source: the place of the word that the answer comes from, -1 for none.
+      text: of the prompt; tokens: as text; source: the place of the word that the answer comes from, -1 for
+        none.
       answer: the right next word; distractor: a wrong one, "" for none.
       heads: labels; attention: for each of them the rows of the lower triangle, one after the other, in steps
         of 1/255: base64 of bytes.
@@ -111,6 +112,7 @@ class Pattern(NamedTuple):
 
     model: str
     relation: str
+    text: str
     tokens: tuple[str, ...]
     source: int
     answer: str

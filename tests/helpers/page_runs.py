@@ -80,7 +80,7 @@ def pattern(n_layers: int, n_heads: int, model: str, tokens: tuple[str, ...] = T
     weights = np.round(255 * np.concatenate(rows, axis=1)).astype(np.uint8)
     heads = tuple(f"L{layer}H{head}" for layer in range(n_layers) for head in range(n_heads))
     packed = base64.b64encode(weights.tobytes()).decode()
-    return Pattern(model, "country_to_capital", tokens, 3, "Paris", "Rome", heads, packed)
+    return Pattern(model, "country_to_capital", "".join(tokens), tokens, 3, "Paris", "Rome", heads, packed)
 
 
 def parts(n_layers: int, n_heads: int, model: str = "tiny") -> tuple[Part, ...]:

@@ -37,6 +37,8 @@
     })),
   );
   const report = runs[0].report;
+  // A category has one colour on the whole page.
+  const categoryNames = [...new Set(grids.filter((grid) => grid.relation_score).map((grid) => grid.category))].sort();
   const label = (layer, head) => `L${layer}H${head}`;
   const place = (grid, layer, head) => layer * grid.shape[1] + head;
 
@@ -127,6 +129,7 @@
   const signed = () => d3.piecewise(d3.interpolateLab, [dark() ? "#6cb0ff" : "#1d5fae", css("--none"), dark() ? "#ff8a70" : "#b8261b"]);
   // Okabe and Ito's colours, which colour-blind readers tell apart.
   const OKABE = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442"];
+  const shadeOf = (category) => OKABE[categoryNames.indexOf(category) % OKABE.length];
   const SYMBOLS = ["circle", "square", "triangle", "diamond2", "star", "times", "plus", "wye"];
 
   // --- what the reader chose ----------------------------------------------------------------------------
@@ -325,7 +328,7 @@
       color: { type: "identity" }, title: now.title, text, room: figure.clientWidth || 800,
       more: [
         outline(above, { stroke: rim, strokeWidth: 1, inset: 0.5 }),
-        Plot.dot(marked, { x: "x", y: "y", symbol: "symbol", stroke: ink, strokeWidth: 1.6, r: 3 }),
+        Plot.dot(marked, { x: "x", y: "y", symbol: "symbol", stroke: ink, strokeWidth: 1.6, r: 3.5 }),
         outline(at(state.cursor), { stroke: css("--ink"), strokeWidth: 1, strokeDasharray: "2 2", inset: -1 }),
         outline(at(state.pinned), { stroke: css("--accent"), strokeWidth: 3, inset: -2 }),
       ],
@@ -509,7 +512,7 @@
       const several = d3.scaleLinear([2, Math.max(3, names.length)], dark() ? ["#9aa4af", "#ffffff"] : ["#7a828b", "#111111"]);
       const color = (i) => {
         const n = count(i);
-        return n === 0 ? css("--none") : n === 1 ? OKABE[names.findIndex((name) => masks.get(name)[i]) % OKABE.length] : several(n);
+        return n === 0 ? css("--none") : n === 1 ? shadeOf(names.find((name) => masks.get(name)[i])) : several(n);
       };
       const cells = cellsOf(shape, (i) => ({ i, n: count(i) }));
       const has = (i) => names.filter((name) => masks.get(name)[i]).join(", ") || "Unclassified";
@@ -528,7 +531,7 @@
       plot.dataset.cell = cell;
       const counts = d3.rollup(cells, (group) => group.length, (one) => (one.n === 1 ? has(one.i) : one.n));
       const named = [
-        ["Unclassified", 0, css("--none")], ...names.map((name, k) => [name, name, OKABE[k % OKABE.length]]),
+        ["Unclassified", 0, css("--none")], ...names.map((name) => [name, name, shadeOf(name)]),
         ...d3.range(2, 1 + (d3.max(cells, (one) => one.n) ?? 0)).map((n) => [`${n} categories`, n, several(n)]),
       ];
       return el("div", {}, el("h3", {}, model.name), plot,
@@ -598,7 +601,7 @@
       own.heads = asked.some((head) => !head) ? [] : asked.map((head) => label(...head));
       draw();
     } });
-    const chooser = select("prompt", part.patterns.map((one, k) => [String(k), `${run.models.length > 1 ? `${one.model}: ` : ""}${one.tokens.join("").trim()} … ${one.answer}`]), "0",
+    const chooser = select("prompt", part.patterns.map((one, k) => [String(k), `${run.models.length > 1 ? `${one.model}: ` : ""}${one.text} … ${one.answer}`]), "0",
       (v) => { own.pattern = Number(v); own.heads = null; draw(); });
     function draw() {
       const pattern = part.patterns[own.pattern], heads = (own.heads ?? usual(pattern)).slice(0, 12);
@@ -606,7 +609,7 @@
       input.value = heads.join(", ");
       said.textContent = kept.length < heads.length || !heads.length
         ? `Heads are written L9H6, 9.6 or (9, 6); of this prompt ${pattern.heads.length} heads are kept.` : "";
-      panels.replaceChildren(...kept.map((name) => el("div", {}, el("h3", {}, name), patternPlot(pattern, name, pattern.tokens.length > 30 ? 11 : 16))));
+      panels.replaceChildren(...kept.map((name) => el("div", {}, el("h3", {}, name), patternPlot(pattern, name, pattern.tokens.length > 30 ? 11 : pattern.tokens.length > 16 ? 13 : 16))));
     }
     box.replaceChildren(el("div", { class: "controls" }, chooser, el("label", {}, "heads", input)), said, panels);
     draw();
@@ -783,13 +786,13 @@
   function everything() { redraw(); drawParts(); }
 
   document.getElementById("heads").hidden = !grids.length;
-  document.querySelectorAll("main > section:not([hidden])").forEach((section) => {
+  document.querySelectorAll("main section:not([hidden])").forEach((section) => {
     const title = section.querySelector("h2").textContent;
     document.getElementById("sections").append(el("li", {}, el("a", { href: `#${section.id}` }, title)));
   });
   everything();
   darkNow.addEventListener("change", everything);
-  addEventListener("beforeprint", () => { printing = true; everything(); document.querySelectorAll("details").forEach((one) => { one.open = true; }); });
+  addEventListener("beforeprint", () => { printing = true; everything(); });
   addEventListener("afterprint", () => { printing = false; everything(); });
   let width = innerWidth, waiting = null;
   addEventListener("resize", () => {

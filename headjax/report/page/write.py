@@ -21,10 +21,12 @@ from headjax.errors import InputError
 from headjax.grid import GridSet
 from headjax.io import atomic_write
 from headjax.report.page.data import VERSION, describe_grid, in_order
+from headjax.report.parts import HeadNotes
 from headjax.report.summary import with_error
 
 # What is said of a run (`describe_run`), and its grids.
 Run = tuple[Mapping[str, Any], GridSet]
+LONGEST = 160  # text in a cell of a table
 
 
 def write_page(path: Path, runs: Sequence[Run], title: str = "") -> Path:
@@ -50,12 +52,22 @@ def render(runs: Sequence[Run], title: str = "") -> str:
     return environment.from_string(_asset("page.html")).render(
         title=title or " and ".join(dict.fromkeys(said["name"] for said, _ in runs)) or "headjax",
         runs=[said for said, _ in runs],
+        parts=_in_sections([said for said, _ in runs]),
         style=_asset("page.css"),
         scripts=scripts,
         # Only these scripts run, by their digests.
         allowed=" ".join(f"'sha256-{_digest(script)}'" for script in scripts),
         data=pack(runs),
     )
+
+
+def _in_sections(runs: Sequence[Mapping[str, Any]]) -> list[tuple[int, int, Mapping[str, Any]]]:
+    """(run, place in it, part) in the order of the page: what runs have alike stands together. What is said
+    of single heads is on their cards."""
+    parts = [(r, p, part) for r, run in enumerate(runs) for p, part in enumerate(run["parts"])]
+    titles = list(dict.fromkeys(part["title"] for _, _, part in parts))
+    shown = [one for one in parts if one[2]["part"] != HeadNotes.__name__]
+    return sorted(shown, key=lambda one: titles.index(one[2]["title"]))
 
 
 def pack(runs: Sequence[Run]) -> str:
@@ -115,12 +127,14 @@ def _words(name: str) -> str:
 
 
 def _number(value: Any) -> str:
-    """A cell of a table: three digits of a number, a dash for none, words of a list with commas."""
+    """A cell of a table: three digits of a number, a dash for none, words of a list with commas, of a long
+    text its beginning (the table's file has it whole)."""
     if value is None:
         return "-"
     if isinstance(value, list):
         return ", ".join(map(_number, value))
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    text = f"{value:.3g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
 
 
 def with_clean(row: Mapping[str, Any], name: str) -> str:
