@@ -199,6 +199,12 @@ def kept_prompts(batch: PromptBatch, n: int) -> Int[np.ndarray, " rows"]:
     return np.array(sorted(ordered[:n]), int)
 
 
+def _trimmed(batch: PromptBatch, rows: Int[np.ndarray, " rows"]) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and mask of these prompts, without the padding that all of them have."""
+    S = int(batch.mask[rows].sum(axis=1).max())
+    return batch.tokens[rows, -S:], batch.mask[rows, -S:]
+
+
 def keep_patterns(
     study: Study, batch: PromptBatch, n: int, scores: PatternScores, how: Mapping[str, Any]
 ) -> tuple[KeptPattern, ...]:
@@ -206,8 +212,8 @@ def keep_patterns(
     rows = kept_prompts(batch, n)
     if not len(rows):
         return ()
-    S = int(batch.mask[rows].sum(axis=1).max())
-    tokens, mask = batch.tokens[rows, -S:], batch.mask[rows, -S:]
+    tokens, mask = _trimmed(batch, rows)
+    S = tokens.shape[1]
     patterns = run_sweep(KEEP, study.sweep_model(), (tokens, mask), label="patterns", **how)
     best = np.max([np.nan_to_num(one, nan=-1) for one in scores[: len(PATTERNS)]], axis=0)
     kept = []
@@ -266,15 +272,12 @@ class AttentionPatterns(Asked):
             )
             for tokens in (self._repeated(study), study.task_batch(self.prompts).tokens)
         )
-        shown = kept_prompts(study.task_batch(self.prompts), self.n_shown)
-        if not len(shown):
+        batch = study.task_batch(self.prompts)
+        rows = kept_prompts(batch, self.n_shown)
+        if not len(rows):
             return repeated + own
-        mask = study.task_batch(self.prompts).mask[shown]
-        S = int(mask.sum(axis=1).max())
-        kept = costs.kept_patterns(
-            study.config, costs.chunked(study, mask[:, -S:], machine.copies), costs.itemsize(study)
-        )
-        return repeated + own + kept
+        prompts = costs.chunked(study, _trimmed(batch, rows)[0], machine.copies)
+        return repeated + own + costs.kept_patterns(study.config, prompts, costs.itemsize(study))
 
     def _repeated(self, study: Study) -> Int[np.ndarray, "B S"]:
         how = {"bos": study.bos, "vocab_size": study.vocab_size}

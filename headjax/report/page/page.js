@@ -94,7 +94,7 @@
         el("td", numeric(cell) ? { class: "n" } : {}, cell instanceof Node ? cell : numeric(cell) ? short(cell) : shown(cell))))))));
   }
 
-  const shown = (cell) => (Array.isArray(cell) ? cell.map(visible).join(" ") : visible(String(cell ?? "–")));
+  const shown = (cell) => (Array.isArray(cell) ? cell.map(visible).join(" · ") : visible(String(cell ?? "–")));
   // A token with its space, and line ends, visible.
   const visible = (text) => text.replace(/^ /, "␣").replace(/\n/g, "⏎").replace(/\t/g, "⇥");
 
@@ -440,7 +440,7 @@
     if (roles.length) parts.push(el("p", {}, `In circuits: ${roles.join("; ")}.`));
     parts.push(...topRelations(own, i, grid), ...notes(grid, name), ...cardPattern(grid, name));
     parts.push(el("h4", {}, `All its scores, ${ranked.length}, by rank`),
-      table(["score", "on", "value", ...(twin ? [twin] : []), "rank"], rows));
+      el("div", { class: "long" }, table(["score", "on", "value", ...(twin ? [twin] : []), "rank"], rows)));
     return el("div", { class: "card", id: "card", "data-head": name }, parts);
   }
 
@@ -711,7 +711,10 @@
       x: { domain: [-widest / 2, widest / 2], axis: null },
       y: { domain: [-0.3, layers.length], ticks: d3.range(layers.length + 1), tickFormat: (y) => (y === layers.length ? "logits" : `layer ${layers[y]?.[0]}`), tickSize: 0, label: null },
       marks: [
-        Plot.arrow(edges, { x1: "x1", y1: "y1", x2: "x2", y2: "y2", stroke: ink, strokeOpacity: 0.7, strokeWidth: (edge) => 0.8 + Math.min(3, Math.abs(edge.effect) / 15), strokeDasharray: (edge) => (edge.together ? "4 3" : "none"), insetStart: 13, insetEnd: 14, headLength: 6, bend: 4 }),
+        ...[false, true].map((together) => Plot.arrow(edges.filter((edge) => edge.together === together), {
+          x1: "x1", y1: "y1", x2: "x2", y2: "y2", stroke: ink, strokeOpacity: 0.7, strokeWidth: (edge) => 0.8 + Math.min(3, Math.abs(edge.effect) / 15),
+          strokeDasharray: together ? "5 3" : "none", insetStart: 13, insetEnd: 14, headLength: 6, bend: 4,
+        })),
         Plot.dot([at.get("")], { x: "x", y: "y", r: 9, symbol: "square", fill: css("--ink") }),
         Plot.dot(nodes, { x: "x", y: "y", r: 9, symbol: (node) => symbolOf(roles.indexOf(node.role)), fill: (node) => shade(roles.indexOf(node.role)), stroke: css("--ground") }),
         Plot.text(nodes, { x: "x", y: "y", text: "head", dx: 13, textAnchor: "start", fill: css("--ink"), stroke: css("--ground"), strokeWidth: 3 }),
