@@ -42,6 +42,7 @@ from headjax.result import Result
 from headjax.study import Data, Study
 
 TILE = 4096  # tokens at a time
+ON_CARD = 8  # tokens of a head that its card on the page shows
 
 
 class SalientTokens(NamedTuple):
@@ -268,7 +269,8 @@ class SalientOperations(Analysis):
         models: dict[str, dict[str, list[tuple]]] = {}
         for row in found.tables.get(self.stem(name, "salient_operations"), ()):
             rows = models.setdefault(row.model, {}).setdefault(row.head, [])
-            rows.append((row.token, row.amplification, row.mapped))
+            if len(rows) < ON_CARD:
+                rows.append((row.token, row.amplification, row.mapped))
         columns = ("token", "amplified", "mapped to")
         return [
             HeadNotes("Salient tokens", model, columns, {head: tuple(rows) for head, rows in heads.items()})

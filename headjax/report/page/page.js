@@ -112,7 +112,8 @@
     setTimeout(() => URL.revokeObjectURL(link.href), 10000);
   }
 
-  const fileName = (...words) => words.filter(Boolean).join("_").replace(/[^\p{L}\p{N}._-]+/gu, "_").slice(0, 120);
+  const shownName = () =>
+    [state.grid.source, state.grid.label, state.grid.on, ...(state.minus ? ["difference"] : [])].join("_").replace(/[^\p{L}\p{N}._-]+/gu, "_").slice(0, 120);
 
   // --- colours ------------------------------------------------------------------------------------------
 
@@ -226,7 +227,8 @@
       onkeydown: (event) => { if (event.key === "Enter") search(event.target); },
       onsearch: (event) => { if (event.target.value) search(event.target); },
     })));
-    made.push(el("button", { type: "button", id: "csv", onclick: saveCsv }, "save CSV"), el("button", { type: "button", id: "svg", onclick: saveSvg }, "save SVG"));
+    made.push(el("button", { type: "button", id: "csv", onclick: saveCsv }, "save CSV"));
+    made.push(el("button", { type: "button", id: "svg", onclick: saveSvg }, "save SVG"));
     box.replaceChildren(...made);
     if (focused) box.querySelector(`[data-control="${CSS.escape(focused)}"]`)?.focus();
   }
@@ -255,6 +257,22 @@
     say(`${label(layer, head)}: ${current().text(place(state.grid, layer, head))}, n = ${state.grid.n}`);
   }
 
+  // --- what all pictures have alike ----------------------------------------------------------------------
+
+  const LOOK = { background: "none", fontSize: "11px", overflow: "visible" };
+  const axis = (name, more = {}) => ({ label: name, labelAnchor: "center", labelArrow: "none", ...more });
+
+  // What the pointer is at, in a box.
+  const hover = (data, [x, y], title, more = {}) =>
+    Plot.tip(data, Plot.pointer({ x, y, title, fontSize: 12, fill: css("--ground"), stroke: css("--quiet"), ...more }));
+
+  // Marks of points in groups, a symbol and a colour each.
+  const grouped = (points, groups) =>
+    groups.map((group, k) => {
+      const own = points.filter((point) => point.group === group);
+      return Plot.dot(own, { x: "x", y: "y", symbol: symbolOf(k), stroke: shade(k), strokeWidth: 1.6, r: 3.6 });
+    });
+
   // --- maps ---------------------------------------------------------------------------------------------
 
   const TALLEST = 720; // of a map, so that it is seen whole
@@ -282,17 +300,16 @@
     const plot = Plot.plot({
       width: 48 + 12 + cell * nx, height: 24 + 40 + cell * ny,
       marginLeft: 48, marginRight: 12, marginTop: 24, marginBottom: 40,
-      padding: 0, ariaLabel: title, style: { overflow: "visible", background: "none", fontSize: "11px" },
-      x: { type: "band", domain: d3.range(nx), ticks: ticks(nx), tickSize: 0, label: names[0], labelAnchor: "center", labelArrow: "none" },
+      padding: 0, ariaLabel: title, style: LOOK,
+      x: axis(names[0], { type: "band", domain: d3.range(nx), ticks: ticks(nx), tickSize: 0 }),
       y: {
-        type: "band", domain: d3.range(ny), reverse: report.origin === "lower", ticks: ticks(ny), tickSize: 0, label: names[1],
-        labelAnchor: "center", labelArrow: "none",
+        ...axis(names[1]), type: "band", domain: d3.range(ny), reverse: report.origin === "lower", ticks: ticks(ny), tickSize: 0,
       },
       color,
       marks: [
         Plot.cell(cells, { className: "heads", x: "x", y: "y", fill, inset: cell > 14 ? 0.5 : 0 }),
         ...more,
-        Plot.tip(cells, Plot.pointer({ x: "x", y: "y", title: text, fontSize: 12, fill: css("--ground"), stroke: css("--quiet"), maxRadius: Infinity, pathFilter: "none" })),
+        hover(cells, ["x", "y"], text, { maxRadius: Infinity, pathFilter: "none" }),
       ],
     });
     return { plot, cell };
@@ -339,12 +356,16 @@
     plot.addEventListener("input", () => { if (plot.value) say(text(plot.value).replaceAll("\n", ", ")); });
     plot.addEventListener("click", () => { if (plot.value) pin(plot.value.layer, plot.value.head); });
     plot.addEventListener("keydown", (event) => walk(event));
-    const legend = Plot.legend({ color, width: 290, marginLeft: 14, marginRight: 16, label: null, ticks: 5, style: { color: css("--ink"), background: "none" } });
+    const style = { color: css("--ink"), background: "none" };
+    const legend = Plot.legend({ color, width: 290, marginLeft: 14, marginRight: 16, label: null, ticks: 5, style });
     legend.id = "map-legend";
     const hadFocus = document.activeElement?.id === "map-svg";
-    const unit = now.signed && grid.helps < 0 && !state.minus ? "; below 0 the head helps the answer" : now.signed && !state.minus && grid.helps > 0 ? "; above 0 the head helps the answer" : "";
-    const clean = grid.clean === null || state.minus ? "" : ` Clean value: ${short(grid.clean)}${grid.clean_stderr === null ? "" : ` ± ${short(grid.clean_stderr)}`}.`;
-    const counted = state.threshold === null ? "" : ` ${above.length} of ${cells.length} heads are above ${state.threshold}${now.signed ? " in size" : ""} (outlined).`;
+    const helping = { [-1]: "; below 0 the head helps the answer", 1: "; above 0 the head helps the answer" };
+    const unit = (!state.minus && helping[grid.helps]) || "";
+    const error = grid.clean_stderr === null ? "" : ` ± ${short(grid.clean_stderr)}`;
+    const clean = grid.clean === null || state.minus ? "" : ` Clean value: ${short(grid.clean)}${error}.`;
+    const over = `${state.threshold}${now.signed ? " in size" : ""}`;
+    const counted = state.threshold === null ? "" : ` ${above.length} of ${cells.length} heads are above ${over} (outlined).`;
     figure.replaceChildren(
       el("figcaption", { id: "map-title" }, `${now.title}${unit}.${clean}${counted}`), legend, plot,
       mark ? key(roles.map(([role], r) => [role, swatch({ symbol: SYMBOLS[r % SYMBOLS.length] })]), mark.legend) : "");
@@ -389,7 +410,8 @@
   }
 
   const key = (entries, title = "") =>
-    el("ul", { class: "key", "aria-label": "key" }, title ? el("li", {}, el("strong", {}, title)) : null, entries.map(([text, one]) => el("li", {}, one, text)));
+    el("ul", { class: "key", "aria-label": "key" },
+      title ? el("li", {}, el("strong", {}, title)) : null, entries.map(([text, one]) => el("li", {}, one, text)));
 
   // --- what is beside the map: the pinned head's card, and the strongest heads ---------------------------
 
@@ -409,7 +431,8 @@
     });
     if (!rows.length) return [el("p", {}, "Every head has 0.")];
     const columns = [rows.slice(0, 5), rows.slice(5)].filter((column) => column.length);
-    return [el("h3", {}, now.signed ? "Largest in size" : "Highest"), el("div", { class: "charts" }, columns.map((column) => table(["head", "value"], column)))];
+    const tables = columns.map((column) => table(["head", "value"], column));
+    return [el("h3", {}, now.signed ? "Largest in size" : "Highest"), el("div", { class: "charts" }, tables)];
   }
 
   // The place of a head in a grid, 1 for the one with most of what the score is of; a head with nothing has none.
@@ -436,7 +459,8 @@
       el("button", { type: "button", "aria-label": "unpin", onclick: () => { state.pinned = null; drawMap(); drawSide(); } }, "×"))];
     const has = categoriesOf(grid, layer, head);
     if (has !== null) parts.push(el("p", {}, has.length ? `Categories: ${has.join(", ")}.` : "No category above the threshold."));
-    const roles = marksOf(grid).flatMap((mark) => Object.entries(mark.roles).filter(([, heads]) => heads.includes(name)).map(([role]) => `${role} (${mark.name})`));
+    const roles = marksOf(grid).flatMap((mark) =>
+      Object.entries(mark.roles).filter(([, heads]) => heads.includes(name)).map(([role]) => `${role} (${mark.name})`));
     if (roles.length) parts.push(el("p", {}, `In circuits: ${roles.join("; ")}.`));
     parts.push(...topRelations(own, i, grid), ...notes(grid, name), ...cardPattern(grid, name));
     parts.push(el("h4", {}, `All its scores, ${ranked.length}, by rank`),
@@ -458,7 +482,7 @@
 
   function notes(grid, name) {
     return grid.run.parts.filter((part) => part.part === "HeadNotes" && part.model === grid.model && part.heads[name])
-      .flatMap((part) => [el("h4", {}, part.title), table(part.columns, part.heads[name].slice(0, 8))]);
+      .flatMap((part) => [el("h4", {}, part.title), table(part.columns, part.heads[name])]);
   }
 
   function cardPattern(grid, name) {
@@ -515,13 +539,14 @@
         return n === 0 ? css("--none") : n === 1 ? shadeOf(names.find((name) => masks.get(name)[i])) : several(n);
       };
       const cells = cellsOf(shape, (i) => ({ i, n: count(i) }));
+      const here = state.pinned && state.grid.run === run && state.grid.model === model.name;
       const has = (i) => names.filter((name) => masks.get(name)[i]).join(", ") || "Unclassified";
       const { plot, cell } = headMap(shape, cells, {
         fill: (one) => color(one.i), color: { type: "identity" }, title: `${model.name}: categories`,
         text: (one) => `${label(one.layer, one.head)}\n${has(one.i)}`, room: Math.min(box.clientWidth || 800, run.models.length > 1 ? 620 : 860),
         more: [
           Plot.text(cells.filter((one) => one.n > 1), { x: "x", y: "y", text: "n", fontSize: 9, fill: dark() ? "#000000" : "#ffffff" }),
-          outline(state.pinned && state.grid.run === run && state.grid.model === model.name ? [cells[place({ shape }, ...state.pinned)]] : [], { stroke: css("--accent"), strokeWidth: 3, inset: -2 }),
+          outline(here ? [cells[place({ shape }, ...state.pinned)]] : [], { stroke: css("--accent"), strokeWidth: 3, inset: -2 }),
         ].slice(cellFits(shape, box) ? 0 : 1),
       });
       plot.addEventListener("click", () => {
@@ -559,28 +584,28 @@
     const cut = (text) => (text.length > 12 ? `${text.slice(0, 11)}…` : text);
     const token = (i) => cut(visible(pattern.tokens[i])) || "∅";
     const longest = 14 + 6.4 * (d3.max(d3.range(S), (i) => token(i).length) + 2);
-    const answer = ` ${pattern.answer}`.replace("  ", " ");
+    const paint = d3.interpolateRgb(css("--none"), dark() ? "#79b8ff" : "#08306b");
     const role = (i) => (i === pattern.source ? "source" : pattern.tokens[i].trim() === pattern.answer.trim() ? "answer" : "");
-    const axis = { type: "band", domain: d3.range(S), tickSize: 0, label: null, tickFormat: (i) => (role(i) ? `${token(i)} ●` : token(i)) };
+    const along = { type: "band", domain: d3.range(S), tickSize: 0, label: null, tickFormat: (i) => (role(i) ? `${token(i)} ●` : token(i)) };
     const text = (one) => `${visible(pattern.tokens[one.to])} (${one.to}) attends to ${visible(pattern.tokens[one.from])} (${one.from})\n${short(one.weight)}`;
     const plot = Plot.plot({
       width: longest + 18 + cell * S, height: longest + 14 + cell * S, marginLeft: longest, marginBottom: longest, marginTop: 14, marginRight: 18,
-      padding: 0, ariaLabel: `attention of ${name}`, style: { background: "none", fontSize: "11px", overflow: "visible" },
-      x: { ...axis, tickRotate: -90 }, y: axis, color: { type: "identity" },
+      padding: 0, ariaLabel: `attention of ${name}`, style: LOOK,
+      x: { ...along, tickRotate: -90 }, y: along, color: { type: "identity" },
       marks: [
-        Plot.cell(cells, { className: "weights", x: "from", y: "to", inset: 0.25, fill: (one) => d3.interpolateRgb(css("--none"), dark() ? "#79b8ff" : "#08306b")(one.weight) }),
+        Plot.cell(cells, { className: "weights", x: "from", y: "to", inset: 0.25, fill: (one) => paint(one.weight) }),
         outline(d3.range(S).filter((i) => role(i)).flatMap((i) => d3.range(i, S).map((to) => ({ x: i, y: to, role: role(i) }))), {
           stroke: (one) => (one.role === "source" ? "#d55e00" : "#009e73"), strokeWidth: 1.2, inset: 0.5,
         }),
         outline(d3.range(S).map((from) => ({ x: from, y: S - 1 })), { stroke: css("--ink"), strokeWidth: 0.8, inset: 0 }),
-        Plot.tip(cells, Plot.pointer({ x: "from", y: "to", title: text, fontSize: 12, fill: css("--ground"), stroke: css("--quiet"), pathFilter: "none" })),
+        hover(cells, ["from", "to"], text, { pathFilter: "none" }),
       ],
     });
     return el("div", { class: "scroll pattern", "data-head": name }, plot,
       key([
         ...(pattern.source >= 0 ? [[`source “${visible(pattern.tokens[pattern.source])}”`, swatch({ color: "#d55e00", symbol: "square" })]] : []),
         ...(d3.range(S).some((i) => role(i) === "answer") ? [["the answer's token", swatch({ color: "#009e73", symbol: "square" })]] : []),
-        [`last row: “${answer.trim()}” is the answer`, swatch({ symbol: "square" })],
+        [`last row: “${pattern.answer.trim()}” is the answer`, swatch({ symbol: "square" })],
       ]));
   }
 
@@ -601,15 +626,17 @@
       own.heads = asked.some((head) => !head) ? [] : asked.map((head) => label(...head));
       draw();
     } });
-    const chooser = select("prompt", part.patterns.map((one, k) => [String(k), `${run.models.length > 1 ? `${one.model}: ` : ""}${one.text} … ${one.answer}`]), "0",
-      (v) => { own.pattern = Number(v); own.heads = null; draw(); });
+    const of = (one) => (run.models.length > 1 ? `${one.model}: ` : "");
+    const prompts = part.patterns.map((one, k) => [String(k), `${of(one)}${one.text} … ${one.answer}`]);
+    const chooser = select("prompt", prompts, "0", (v) => { own.pattern = Number(v); own.heads = null; draw(); });
     function draw() {
       const pattern = part.patterns[own.pattern], heads = (own.heads ?? usual(pattern)).slice(0, 12);
       const kept = heads.filter((name) => pattern.heads.includes(name));
       input.value = heads.join(", ");
       said.textContent = kept.length < heads.length || !heads.length
         ? `Heads are written L9H6, 9.6 or (9, 6); of this prompt ${pattern.heads.length} heads are kept.` : "";
-      panels.replaceChildren(...kept.map((name) => el("div", {}, el("h3", {}, name), patternPlot(pattern, name, pattern.tokens.length > 30 ? 11 : pattern.tokens.length > 16 ? 13 : 16))));
+      const S = pattern.tokens.length, cell = S > 30 ? 11 : S > 16 ? 13 : 16;
+      panels.replaceChildren(...kept.map((name) => el("div", {}, el("h3", {}, name), patternPlot(pattern, name, cell))));
     }
     box.replaceChildren(el("div", { class: "controls" }, chooser, el("label", {}, "heads", input)), said, panels);
     draw();
@@ -626,23 +653,29 @@
   function curves(box, run, part) {
     const styles = LINES();
     const charts = part.charts.map((chart) => {
-      const points = chart.lines.flatMap((line, z) => line.x.map((x, k) => ({ x, y: line.y[k], low: line.low[k], high: line.high[k], z, role: line.role, label: line.label })));
+      const points = chart.lines.flatMap(({ role, label, y, low, high, x: along }, z) =>
+        along.map((x, k) => ({ x, y: y[k], low: low[k], high: high[k], z, role, label })));
       const many = chart.lines.length > 4;
       const plot = Plot.plot({
         width: 290, height: 205, marginLeft: 44, marginBottom: 36, marginTop: 12, grid: true, ariaLabel: `${part.title}: ${chart.title}`,
-        style: { background: "none", fontSize: "11px", overflow: "visible" },
-        x: { label: part.x, labelAnchor: "center", labelArrow: "none", tickFormat: String, ticks: d3.ticks(0, d3.max(points, (p) => p.x) || 1, 6).filter(Number.isInteger) },
-        y: { label: part.y, labelAnchor: "center", labelArrow: "none", domain: d3.extent([0, 1, ...points.map((p) => p.y)]), ticks: 5 },
+        style: LOOK,
+        x: axis(part.x, { tickFormat: String, ticks: d3.ticks(0, d3.max(points, (p) => p.x) || 1, 6).filter(Number.isInteger) }),
+        y: axis(part.y, { domain: d3.extent([0, 1, ...points.map((p) => p.y)]), ticks: 5 }),
         marks: [
-          Plot.areaY(points.filter((p) => !(many && p.role === "control")), { x: "x", y1: "low", y2: "high", z: "z", fill: (p) => styles[p.role].color, fillOpacity: 0.13 }),
+          Plot.areaY(points.filter((p) => !(many && p.role === "control")), {
+            x: "x", y1: "low", y2: "high", z: "z", fill: (p) => styles[p.role].color, fillOpacity: 0.13,
+          }),
           ...["control", "reference", "main"].flatMap((role) => {
             const own = points.filter((p) => p.role === role), style = styles[role];
             return [
               Plot.line(own, { x: "x", y: "y", z: "z", stroke: style.color, strokeWidth: role === "main" ? 2.2 : 1.4, strokeDasharray: style.dash || "none" }),
-              Plot.dot(own, { x: "x", y: "y", symbol: style.symbol, stroke: style.color, fill: css("--ground"), r: role === "main" ? 2.6 : 3.4, strokeWidth: 1.2 }),
+              Plot.dot(own, {
+                x: "x", y: "y", symbol: style.symbol, stroke: style.color, fill: css("--ground"), strokeWidth: 1.2,
+                r: role === "main" ? 2.6 : 3.4,
+              }),
             ];
           }),
-          Plot.tip(points, Plot.pointer({ x: "x", y: "y", title: (p) => `${p.label}\n${part.x} ${p.x}: ${short(p.y)} [${short(p.low)}, ${short(p.high)}]`, fill: css("--ground"), stroke: css("--quiet") })),
+          hover(points, ["x", "y"], (p) => `${p.label}\n${part.x} ${p.x}: ${short(p.y)} [${short(p.low)}, ${short(p.high)}]`),
         ],
       });
       return el("div", {}, el("h3", {}, chart.title), plot);
@@ -650,13 +683,16 @@
     const roles = d3.groups(part.charts.flatMap((chart) => chart.lines), (line) => line.role);
     const named = roles.map(([role, lines]) => {
       const labels = [...new Set(lines.map((line) => line.label))];
-      return [labels.length === 1 ? labels[0] : role === "control" ? "Controls" : labels[0], swatch({ color: styles[role].color, dash: styles[role].dash || "none" })];
+      const text = labels.length > 1 && role === "control" ? "Controls" : labels[0];
+      return [text, swatch({ color: styles[role].color, dash: styles[role].dash || "none" })];
     });
     box.replaceChildren(key(named), el("div", { class: "charts" }, charts));
   }
 
   const groupsOf = (points) => [...new Set(points.map((point) => point.group))];
-  const shade = (k) => (dark() ? ["#56b4e9", "#e69f00", "#35c99a", "#e39ac4", "#9fd1f2", "#ff8f4d", "#f0e442"] : ["#0072b2", "#c77700", "#008060", "#b04f87", "#3a8fc4", "#c04a00", "#8a7f00"])[k % 7];
+  const ON_DARK = ["#56b4e9", "#e69f00", "#35c99a", "#e39ac4", "#9fd1f2", "#ff8f4d", "#f0e442"];
+  const ON_LIGHT = ["#0072b2", "#c77700", "#008060", "#b04f87", "#3a8fc4", "#c04a00", "#8a7f00"];
+  const shade = (k) => (dark() ? ON_DARK : ON_LIGHT)[k % ON_DARK.length];
   const symbolOf = (k) => SYMBOLS[k % SYMBOLS.length];
   const keyOf = (groups) => key(groups.map((group, k) => [group, swatch({ color: shade(k), symbol: symbolOf(k) })]));
 
@@ -666,13 +702,13 @@
     const room = Math.min(760, box.clientWidth || 760), left = Math.min(260, 20 + 6.5 * (d3.max(rows, (row) => row.length) ?? 0));
     const plot = Plot.plot({
       width: room, height: 50 + 20 * rows.length, marginLeft: left, marginBottom: 36, ariaLabel: part.title, grid: true,
-      style: { background: "none", fontSize: "11px", overflow: "visible" },
-      x: { label: part.x, labelAnchor: "center", labelArrow: "none", domain: d3.extent([0, 1, ...known.map((point) => point.x)]), nice: true },
+      style: LOOK,
+      x: axis(part.x, { domain: d3.extent([0, 1, ...known.map((point) => point.x)]), nice: true }),
       y: { type: "point", domain: rows, label: null, tickSize: 0 },
       marks: [
         Plot.ruleX([0], { stroke: css("--quiet") }),
-        ...groups.map((group, k) => Plot.dot(known.filter((point) => point.group === group), { x: "x", y: "y", symbol: symbolOf(k), stroke: shade(k), strokeWidth: 1.6, r: 3.6 })),
-        Plot.tip(known, Plot.pointer({ x: "x", y: "y", title: (point) => `${point.y}\n${point.group}: ${short(point.x)}${point.label ? `\n${point.label}` : ""}`, fill: css("--ground"), stroke: css("--quiet") })),
+        ...grouped(known, groups),
+        hover(known, ["x", "y"], (point) => `${point.y}\n${point.group}: ${short(point.x)}`),
       ],
     });
     box.replaceChildren(keyOf(groups), el("div", { class: "scroll" }, plot));
@@ -683,13 +719,13 @@
     const [low, high] = d3.extent([0, 1, ...known.flatMap((point) => [point.x, point.y])]);
     const side = Math.min(460, box.clientWidth || 460);
     const plot = Plot.plot({
-      width: side, height: side, marginLeft: 50, marginBottom: 42, grid: true, ariaLabel: part.title, style: { background: "none", fontSize: "11px", overflow: "visible" },
-      x: { domain: [low, high], nice: true, label: part.x, labelAnchor: "center", labelArrow: "none" },
-      y: { domain: [low, high], nice: true, label: part.y, labelAnchor: "center", labelArrow: "none" },
+      width: side, height: side, marginLeft: 50, marginBottom: 42, grid: true, ariaLabel: part.title, style: LOOK,
+      x: axis(part.x, { domain: [low, high], nice: true }),
+      y: axis(part.y, { domain: [low, high], nice: true }),
       marks: [
         Plot.line([[low, low], [high, high]], { stroke: css("--quiet"), strokeDasharray: "4 3" }),
-        ...groups.map((group, k) => Plot.dot(known.filter((point) => point.group === group), { x: "x", y: "y", symbol: symbolOf(k), stroke: shade(k), strokeWidth: 1.6, r: 3.6 })),
-        Plot.tip(known, Plot.pointer({ x: "x", y: "y", title: (point) => `${point.label}\n${part.x} ${short(point.x)}, ${part.y} ${short(point.y)}\n${point.group}`, fill: css("--ground"), stroke: css("--quiet") })),
+        ...grouped(known, groups),
+        hover(known, ["x", "y"], (one) => `${one.label}\n${part.x} ${short(one.x)}, ${part.y} ${short(one.y)}\n${one.group}`),
       ],
     });
     box.replaceChildren(keyOf(groups), el("div", { class: "scroll" }, plot));
@@ -701,24 +737,34 @@
     const layers = d3.groups(part.nodes, (node) => parseHead(node.head)[0]).sort((a, b) => a[0] - b[0]);
     if (!layers.length) return box.replaceChildren(el("p", {}, "No head was found."));
     const widest = d3.max(layers, ([, nodes]) => nodes.length), at = new Map([["", { x: 0, y: layers.length }]]);
-    layers.forEach(([, nodes], y) => nodes.forEach((node, k) => at.set(node.head, { ...node, x: (k - (nodes.length - 1) / 2) * (widest / nodes.length) + (y % 2 ? 0.12 : -0.12), y })));
+    layers.forEach(([, nodes], y) => nodes.forEach((node, k) => {
+      // Not quite one above the other, so that paths do not run through heads.
+      const x = (k - (nodes.length - 1) / 2) * (widest / nodes.length) + (y % 2 ? 0.12 : -0.12);
+      at.set(node.head, { ...node, x, y });
+    }));
     const edges = part.edges.map((edge) => ({ ...edge, x1: at.get(edge.start).x, y1: at.get(edge.start).y, x2: at.get(edge.end).x, y2: at.get(edge.end).y }));
     const nodes = part.nodes.map((node) => at.get(node.head)), width = Math.min(box.clientWidth || 900, Math.max(360, 84 * widest + 120));
     const ink = (one) => (one.effect < 0 ? (dark() ? "#6cb0ff" : "#1d5fae") : dark() ? "#ff8a70" : "#b8261b");
     const plot = Plot.plot({
       width, height: 60 + 62 * (layers.length + 1), marginLeft: 70, marginRight: 40, marginTop: 24, marginBottom: 24, ariaLabel: part.title,
-      style: { background: "none", fontSize: "11px", overflow: "visible" },
+      style: LOOK,
       x: { domain: [-widest / 2, widest / 2], axis: null },
-      y: { domain: [-0.3, layers.length], ticks: d3.range(layers.length + 1), tickFormat: (y) => (y === layers.length ? "logits" : `layer ${layers[y]?.[0]}`), tickSize: 0, label: null },
+      y: {
+        domain: [-0.3, layers.length], ticks: d3.range(layers.length + 1), tickSize: 0, label: null,
+        tickFormat: (y) => (y === layers.length ? "logits" : `layer ${layers[y]?.[0]}`),
+      },
       marks: [
         ...[false, true].map((together) => Plot.arrow(edges.filter((edge) => edge.together === together), {
           x1: "x1", y1: "y1", x2: "x2", y2: "y2", stroke: ink, strokeOpacity: 0.7, strokeWidth: (edge) => 0.8 + Math.min(3, Math.abs(edge.effect) / 15),
           strokeDasharray: together ? "5 3" : "none", insetStart: 13, insetEnd: 14, headLength: 6, bend: 4,
         })),
         Plot.dot([at.get("")], { x: "x", y: "y", r: 9, symbol: "square", fill: css("--ink") }),
-        Plot.dot(nodes, { x: "x", y: "y", r: 9, symbol: (node) => symbolOf(roles.indexOf(node.role)), fill: (node) => shade(roles.indexOf(node.role)), stroke: css("--ground") }),
+        Plot.dot(nodes, {
+          x: "x", y: "y", r: 9, stroke: css("--ground"),
+          symbol: (node) => symbolOf(roles.indexOf(node.role)), fill: (node) => shade(roles.indexOf(node.role)),
+        }),
         Plot.text(nodes, { x: "x", y: "y", text: "head", dx: 13, textAnchor: "start", fill: css("--ink"), stroke: css("--ground"), strokeWidth: 3 }),
-        Plot.tip(nodes, Plot.pointer({ x: "x", y: "y", title: (node) => `${node.head}\n${node.role}\n${short(node.effect, true)} ± ${short(node.stderr)} %`, fill: css("--ground"), stroke: css("--quiet") })),
+        hover(nodes, ["x", "y"], (node) => `${node.head}\n${node.role}\n${short(node.effect, true)} ± ${short(node.stderr)} %`),
       ],
     });
     box.replaceChildren(
@@ -750,7 +796,7 @@
       const exact = (x) => (x === undefined || x === null || Number.isNaN(x) ? "" : shortest(x));
       lines.push([...about.map((cell) => quoted(String(cell))), grid.n, ...head, exact(value), exact(errors?.[i])].join());
     });
-    save(`${fileName(grid.source, grid.label, grid.on, minus ? "difference" : "")}.csv`, "text/csv", lines.join("\n") + "\n");
+    save(`${shownName()}.csv`, "text/csv", lines.join("\n") + "\n");
   }
 
   function shortest(value) {
@@ -767,7 +813,8 @@
     map.querySelectorAll("[aria-label=tip]").forEach((tip) => tip.remove());
     const width = Math.max(Number(map.getAttribute("width")), 300), height = 74 + Number(map.getAttribute("height"));
     const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-    for (const [name, value] of Object.entries({ width, height, viewBox: `0 0 ${width} ${height}`, color: css("--ink"), "font-family": "system-ui, sans-serif" })) svg.setAttribute(name, value);
+    const frame = { width, height, viewBox: `0 0 ${width} ${height}`, color: css("--ink"), "font-family": "system-ui, sans-serif" };
+    for (const [name, value] of Object.entries(frame)) svg.setAttribute(name, value);
     const ground = document.createElementNS(svg.namespaceURI, "rect"), title = document.createElementNS(svg.namespaceURI, "text");
     for (const [name, value] of Object.entries({ width, height, fill: css("--ground") })) ground.setAttribute(name, value);
     for (const [name, value] of Object.entries({ x: 8, y: 16, "font-size": 12, fill: css("--ink") })) title.setAttribute(name, value);
@@ -776,7 +823,7 @@
     legend.setAttribute("x", 40);
     map.setAttribute("y", 74);
     svg.append(ground, title, legend, map);
-    save(`${fileName(state.grid.source, state.grid.label, state.grid.on, state.minus ? "difference" : "")}.svg`, "image/svg+xml", new XMLSerializer().serializeToString(svg));
+    save(`${shownName()}.svg`, "image/svg+xml", new XMLSerializer().serializeToString(svg));
   }
 
   // --- all of it ----------------------------------------------------------------------------------------
