@@ -100,6 +100,8 @@ def test_flops_of_forward_sweeps_are_those_of_their_programs(model):
     assert costs.logit_attribution(SMALL, one, 1, 4).flops == pytest.approx(attributed, rel=0.01)
     patterns = traced(_program(attention_patterns.SWEEP), (model, None), tokens, mask)
     assert costs.attention_patterns(SMALL, one, 4).flops == pytest.approx(patterns, rel=0.01)
+    kept = traced(_program(attention_patterns.KEEP), (model, None), tokens, mask)
+    assert costs.kept_patterns(SMALL, one, 4).flops == pytest.approx(kept, rel=0.01)
     zeros = np.zeros((SMALL.n_layers, 1, 1, 1, 1), np.float32)
     gradient = traced(
         gradient_attribution._gradient,

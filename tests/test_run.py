@@ -51,6 +51,7 @@ def test_writes_every_file_it_names(finished):
     figures = {"category_map", "relations_trained-llama_copying"}
     assert names == {
         *("scores.csv", "scores.npz", "summary.csv", "pairs.csv", "circuit_prediction.csv", "run.json"),
+        *("page.json", "report.html"),
         *(f"figures/{figure}.{kind}" for figure in figures for kind in ("png", "pdf")),
     }
     assert {f.relative_to(out).as_posix() for f in out.rglob("*") if f.is_file()} == names
@@ -122,7 +123,7 @@ def test_figures_are_drawn_again_otherwise(finished, tmp_path: Path):
     usual = out / "figures" / "relations_trained-llama_copying.png"
     fields = {"formats": "svg,png", "size": "0.5", "title": "Mine: {}", "colors": "cividis"}
     drawn = draw.draw_again(out, fields)
-    assert {file.suffix for file in drawn} == {".svg", ".png"}
+    assert {file.suffix for file in drawn} == {".svg", ".png", ".json", ".html"}
     text = (out / "figures" / "relations_trained-llama_copying.svg").read_text()
     assert drawn == draw.draw_again(out, fields)
     assert (out / "figures" / "relations_trained-llama_copying.svg").read_text() == text  # byte for byte
@@ -131,7 +132,7 @@ def test_figures_are_drawn_again_otherwise(finished, tmp_path: Path):
     middle = tuple(n // 2 for n in small.shape[:2])
     assert small[middle][2] != large[tuple(n // 2 for n in large.shape[:2])][2]  # of another map
     changed = {file for file, content in before.items() if file.read_bytes() != content}
-    assert {file.suffix for file in changed} == {".png", ".json"}  # neither scores nor PDFs
+    assert {file.suffix for file in changed} == {".png", ".json", ".html"}  # neither scores nor PDFs
     record = json.loads((out / "run.json").read_text())
     assert record["drawn_with"] == fields
     assert set(record["files"]) >= {file.relative_to(out).as_posix() for file in drawn}

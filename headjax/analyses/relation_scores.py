@@ -55,6 +55,7 @@ from headjax.model import first_mlp, first_mlp_names, scaled_embedding, unit_W_O
 from headjax.parameters import Parameters, TokenRows, each_layer, unembedding
 from headjax.report.drawing import chosen_grids, figure_path
 from headjax.report.options import Report
+from headjax.report.parts import CategoryMap, Part
 from headjax.result import Result
 from headjax.study import Data, Study
 
@@ -314,6 +315,9 @@ class RelationScores(Analysis):
             for r, pairs in enumerate(study.pairs)
         )
         return Result(GridSet(tuple(grids)))
+
+    def show(self, name: str, found: Result, report: Report) -> list[Part]:
+        return [CategoryMap("Categories", name)]
 
     def draw(self, name: str, found: Result, report: Report, directory: Path) -> list[Path]:
         """The map of head categories over all models, and the chosen relations of each with marks."""
