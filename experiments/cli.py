@@ -3,12 +3,14 @@
     headjax run --model gpt2 --analyses head_ablation --prompts ioi --positions all
     headjax plan demo --mesh data:8 --device_memory 80 --rate 400
     headjax draw out/demo --formats svg --colors cividis
+    headjax report out/base out/finetuned --to both.html
     headjax convert --model gpt2 --out checkpoints/gpt2
     headjax verify gpt2 --prompts ioi
     headjax list analyses
 
 What follows `run` and `plan` is a config, a file or the name of one in experiments/configs (without one,
-`relation_scores`), and fields of it, as `--FIELD VALUE` or `--FIELD=VALUE`. `draw` takes the report's fields.
+`relation_scores`), and fields of it, as `--FIELD VALUE` or `--FIELD=VALUE`. `draw` takes the report's fields;
+`report` makes one page of several runs.
 """
 
 import argparse
@@ -47,6 +49,13 @@ def make_parser() -> argparse.ArgumentParser:
     draw = commands.add_parser("draw", help="The figures of a finished run again.", allow_abbrev=False)
     draw.add_argument("out", help="The run's directory.")
     draw.add_argument("fields", nargs=argparse.REMAINDER, help="--FIELD VALUE ... of the report.")
+    report = commands.add_parser(
+        "report", help="One page of finished runs, side by side.", allow_abbrev=False
+    )
+    report.add_argument("out", nargs="+", help="The runs' directories.")
+    report.add_argument(
+        "--to", help="The file to write; of one run its own report.html, of several ./report.html."
+    )
     convert = commands.add_parser("convert", help="A model into headjax's own format.", allow_abbrev=False)
     convert.add_argument("--model", required=True, help="Alias, Hugging Face id or directory.")
     convert.add_argument("--out", required=True, help="Directory to write.")
@@ -118,6 +127,10 @@ def command(arguments: argparse.Namespace) -> None:
         from experiments import draw
 
         draw.main(["draw", arguments.out, *arguments.fields])
+    elif arguments.command == "report":
+        from experiments import page
+
+        page.main(["report", *arguments.out, *(("--to", arguments.to) if arguments.to else ())])
     elif arguments.command == "convert":
         from checkpoints_convert import convert
 

@@ -2,9 +2,9 @@
 
     python -m experiments.run --config experiments/configs/NAME.py [--config.FIELD=VALUE ...] [--dry_run]
 
-Writes scores.csv, scores.npz, summary.csv, figures/ and run.json into the config's `out`, and ends by
-naming them. Started again after it was killed, it goes on where it was. Exit status 2, with one line, for
-input that cannot be used.
+Writes scores.csv, scores.npz, summary.csv, figures/, report.html and run.json into the config's `out`, and
+ends by naming them. Started again after it was killed, it goes on where it was. Exit status 2, with one line,
+for input that cannot be used.
 """
 
 import contextlib
@@ -43,6 +43,7 @@ from experiments.config import (
     same_for_all,
 )
 from experiments.draw import draw_all
+from experiments.page import write_run_page
 from experiments.plan import print_plan
 from experiments.record import digests, remove_stale, write_record
 from experiments.resume import code_digest, determinants, list_files, one_run_in, run_key, same_weights
@@ -139,6 +140,8 @@ def run_alone(config: RunConfig, stages: Stages) -> list[Path]:
         files += table.write(out, config.report.tables)
     with stages.stage("figures"):
         files += draw_all(found, compared, config)
+    with stages.stage("page"):
+        files += write_run_page(found, compared, config, studies, facts(stages))
     check_file_names((file.relative_to(out).as_posix() for file in files), "results")
     for file in remove_stale(out, files):
         print(f"removed {file}, which an earlier run wrote and this one did not", file=sys.stderr)
@@ -196,6 +199,16 @@ def describe(config: RunConfig, studies: Sequence[Study], stages: Stages) -> dic
         "seconds": stages.seconds,
         "seconds_each": stages.seconds_each,  # of layers, or of batches, as each analysis goes
         "peak_bytes": peak_memory(),
+    }
+
+
+def facts(stages: Stages) -> dict[str, str]:
+    """What the page says of how it was computed: label -> text."""
+    device = devices()
+    return {
+        "versions": ", ".join(f"{name} {version}" for name, version in versions().items()),
+        "devices": f"{device['count']} {device['kind']}",
+        "implementations": ", ".join(f"{op}: {name}" for op, name in implementations(stages.ran).items()),
     }
 
 

@@ -257,6 +257,15 @@ def attention_patterns(c: ModelConfig, prompts: Prompts, itemsize: int, n_patter
     return Cost(flops, activations, frozenset({("attention_patterns", B, S)}))
 
 
+def kept_patterns(c: ModelConfig, prompts: Prompts, itemsize: int) -> Cost:
+    """analyses/attention_patterns.py: the pattern once more beside the forward pass, a byte a weight kept."""
+    chunks, B, S, _ = prompts
+    pattern = c.n_layers * B * S * S * 2 * c.n_heads * c.d_head
+    kept = (c.n_layers + 4) * prompts.own * c.n_heads * S * S
+    activations = prompts.own * S * numbers_per_row(c, S) * itemsize + kept
+    return Cost(chunks * (forward(c, B, S) + pattern), activations, frozenset({("kept_patterns", B, S)}))
+
+
 def direct_effects(c: ModelConfig, prompts: Prompts, itemsize: int) -> Cost:
     """engine/path_step.py `direct_step`: prompts and their corrupted partners, every head's change through
     its W_O, and two logits of every one of these."""

@@ -40,18 +40,21 @@ class Result:
       grids: one number for each head, with coordinates.
       tables: name -> rows (NamedTuples), for what is no grid: curves, circuits, salient tokens.
       clean: what the model does on the prompts with no head touched: every effect is to be read beside it.
+      analyses: name -> what found it (`Study.run` says it): how to show it on a page.
     """
 
     grids: GridSet = field(default_factory=GridSet)
     tables: Mapping[str, tuple] = field(default_factory=dict)
     clean: tuple[CleanRow, ...] = ()
+    analyses: Mapping[str, Any] = field(default_factory=dict)
 
     def __add__(self, other: "Result") -> "Result":
         tables = {
             name: (*self.tables.get(name, ()), *other.tables.get(name, ()))
             for name in {**self.tables, **other.tables}
         }
-        return Result(self.grids + other.grids, tables, tuple(dict.fromkeys((*self.clean, *other.clean))))
+        clean = tuple(dict.fromkeys((*self.clean, *other.clean)))
+        return Result(self.grids + other.grids, tables, clean, {**self.analyses, **other.analyses})
 
     def to_dataframe(self) -> Any:
         """A row for each grid, layer and head (pandas)."""

@@ -403,6 +403,19 @@ class Study:
 
         return run_analyses(self, name_analyses((*analyses, named)), earlier or Result())
 
+    def report(self, result: Result, path: str | Path, **report: Any) -> Path:
+        """Writes what `run` found as one page, which opens anywhere; `report` are fields of `Report`.
+
+        study.report(study.run(RelationScores(), AttentionPatterns()), "gpt2.html", threshold=0.2)
+        """
+        from headjax.report.options import Report
+        from headjax.report.page.data import describe_run
+        from headjax.report.page.write import write_page
+
+        path = Path(path)
+        said = describe_run(path.stem, result, result.analyses, (self,), Report(**report))
+        return write_page(path, [(said, result.grids)])
+
     def grid(
         self, relation: str, measure: str, scores: Float[np.ndarray, "L H"], n_pairs: int, **rest: Any
     ) -> HeadGrid:

@@ -94,6 +94,7 @@ CONFIG_DEFAULTS = {
         for analysis in ("head_ablation", "gradient_attribution", "path_patching", "circuit_discovery")
     },
     **{"ablation_curves.rank_by": "static", "ablation_curves.n_random_draws": 5},
+    **{"attention_patterns.n_shown": 4},
     **{"salient_operations.n_tokens": 15, "salient_operations.n_mapped": 5},
     **{
         **{"circuit_discovery.n_stages": 2, "circuit_discovery.top_share": 0.02},

@@ -55,6 +55,7 @@ from tests.helpers.relation_oracle import RULE, some_relations
 from tests.helpers.runs import altered, run_config
 from tests.helpers.tiny_run import tiny_run
 from tests.helpers.tolerances import assert_close
+from tests.helpers.trained_prompts import MODEL
 
 FORCED = ("pallas_mosaic_tpu", "reference")
 SMALL = dataclasses.replace(CONFIGS["llama"], n_layers=2, n_heads=4)  # few steps: interpreting is slow
@@ -246,11 +247,11 @@ def test_edits_in_the_epilogue_equal_edits_of_the_outputs(family: str, implement
     assert_close(edited, gain[0, ..., None] * z + (1 - gain[0, ..., None]) * other[0])
 
 
-def a_run(shared_data: Path, tmp: Path, **fields) -> RunConfig:
+def a_run(tmp: Path, **fields) -> RunConfig:
     (tmp / "relations").mkdir(exist_ok=True)
     return run_config(
-        model=str(shared_data / "checkpoints" / "stories260K"),
-        relations_dir=write_relations("stories260K", tmp / "relations"),
+        model=MODEL,
+        relations_dir=write_relations("trained-llama", tmp / "relations"),
         min_pairs=3,
         checkpoint_dir=str(tmp / "checkpoints"),
         **fields,
@@ -378,11 +379,12 @@ def test_one_that_cannot_run_here_is_refused_before_anything_is_loaded(tmp_path:
         run(config, progress=False)
 
 
-def test_what_a_kernel_cannot_do_is_one_line(shared_data: Path, tmp_path: Path):
+def test_what_a_kernel_cannot_do_is_one_line(tmp_path: Path):
     """Here known only once the model is there: its forward passes would be spread over all devices."""
-    (tmp_path / "prompts.jsonl").write_text(json.dumps({"prompt": "Once upon a time,", "answer": "there"}))
+    (tmp_path / "prompts.jsonl").write_text(
+        json.dumps({"prompt": "The capital of France is", "answer": "Paris"})
+    )
     config = a_run(
-        shared_data,
         tmp_path,
         out=str(tmp_path / "out"),
         analyses=("logit_attribution",),

@@ -15,11 +15,13 @@ import pytest
 
 from experiments import draw
 from experiments.config import RunConfig, load_config
+from experiments.page import main as page_again
 from experiments.plan import print_plan
 from experiments.run import run
 from headjax.analyses.registry import ANALYSES
 from headjax.grid import load_npz
 from tests.helpers.kills import killed_after
+from tests.helpers.page_content import content
 from tests.helpers.runs import altered
 from tests.helpers.tiny_run import tiny_run
 
@@ -153,6 +155,22 @@ def test_it_is_run_tabulated_drawn_and_reported(finished, capsys):
         path.unlink()
     draw.main(["draw", config.out])
     assert {path: path.read_bytes() for path in pictures} == pictures
+
+
+def test_it_is_on_the_page(finished):
+    config, files = finished
+    page = Path(config.out) / "report.html"
+    assert page in files
+    (said,) = content(page.read_text("utf-8"))[0]["runs"]
+    assert "head norm and head norm (as squared) (power 2.0) of tiny" in said["sentence"]
+    assert {one["analysis"] for one in said["grids"]} == {"head_norm", "squared"}
+    tables = {part["title"]: part["rows"] for part in said["parts"]}
+    assert set(tables) == {"Largest norms", "Squared largest norms"}
+    assert [row[:2] for row in tables["Largest norms"]] == [["tiny", layer] for layer in range(5)]
+    before = page.read_bytes()
+    page.unlink()
+    page_again(["report", config.out])
+    assert page.read_bytes() == before
 
 
 def test_it_is_planned(file: Path, capsys):

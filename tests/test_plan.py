@@ -100,6 +100,8 @@ def test_flops_of_forward_sweeps_are_those_of_their_programs(model):
     assert costs.logit_attribution(SMALL, one, 1, 4).flops == pytest.approx(attributed, rel=0.01)
     patterns = traced(_program(attention_patterns.SWEEP), (model, None), tokens, mask)
     assert costs.attention_patterns(SMALL, one, 4).flops == pytest.approx(patterns, rel=0.01)
+    kept = traced(_program(attention_patterns.KEEP), (model, None), tokens, mask)
+    assert costs.kept_patterns(SMALL, one, 4).flops == pytest.approx(kept, rel=0.01)
     zeros = np.zeros((SMALL.n_layers, 1, 1, 1, 1), np.float32)
     gradient = traced(
         gradient_attribution._gradient,
@@ -250,6 +252,20 @@ def test_bytes_read_are_the_parameters_once_and_what_relation_scores_read(config
     assert second.read == 4 * sum(math.prod(shape) for shape in parameter_shapes(c).values())
     assert second.parameters == second.read  # float32 on disk and in memory
     assert all(row.read == 0 for row in others)
+
+
+def test_a_streamed_model_is_read_once_a_pass(config: RunConfig):
+    """Means are a pass of their own, a gradient goes forwards and backwards."""
+    changed = altered(config, analyses=("head_ablation", "gradient_attribution"), metrics=("logprob",))
+    changed = altered(changed, stream=True, replacement="mean")
+    study, itemsizes = plan.find_study(changed.model, changed, Path())
+    rows = plan.plan_model(study, changed.analyses, itemsizes, plan.find_machine(changed.compute))
+    whole = 4 * sum(math.prod(shape) for shape in parameter_shapes(study.config).values())
+    assert [(row.analysis, row.read / whole) for row in rows] == [
+        ("head_ablation", 2),
+        ("gradient_attribution", 3),
+        ("clean run", 1),
+    ]
 
 
 def test_no_device_is_touched_and_no_weight_is_there_to_be_read(config: RunConfig, tmp_path: Path):

@@ -19,6 +19,7 @@ CAPITALS = "country_to_capital"
 def test_the_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """On the planted checkpoint in GPT-2's place, which needs no download and has as many heads."""
     monkeypatch.setenv("HEADJAX_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     names: dict = {}
     exec(code.replace('"gpt2"', repr(str(planted.build(tmp_path / "gpt2")))), names)
@@ -30,6 +31,7 @@ def test_the_python_of_the_readme(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     edited = study.forward("The capital of France is", edit=names["edit"]).logits
     assert np.abs(edited - output.logits).max() > 1e-3
     assert len(names["words"]) == 3
+    assert (tmp_path / "gpt2.html").is_file()
     heads = [head for head, effect in names["result"].grids["logprob"].select(relation=CAPITALS).top(2)]
     record = planted.read_record(tmp_path / "gpt2")["planted"]
     assert set(heads) <= {(e["layer"], e["head"]) for e in record if e["relation"] == CAPITALS}

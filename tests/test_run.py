@@ -23,19 +23,21 @@ from tests.helpers.own_relations import write_relations
 from tests.helpers.runs import altered, run_config
 from tests.helpers.tiny_run import tiny_run
 from tests.helpers.trained_checkpoints import TRAINED
+from tests.helpers.trained_prompts import MODEL
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
-def finished(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, list[Path]]:
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, list[Path]]:
     """One run over a trained checkpoint."""
     tmp = tmp_path_factory.mktemp("run")
     (tmp / "relations").mkdir()
     config = run_config(
-        model=str(shared_data / "checkpoints" / "stories260K"),
-        relations_dir=write_relations("stories260K", tmp / "relations"),
+        model=MODEL,
+        relations_dir=write_relations("trained-llama", tmp / "relations"),
         min_pairs=3,
+        top_k_copying=20,
         circuits=("copying=L1H2",),
         out=str(tmp / "out"),
         checkpoint_dir=str(tmp / "checkpoints"),
@@ -47,10 +49,11 @@ def test_writes_every_file_it_names(finished):
     config, files = finished
     out = Path(config.out)
     names = {file.relative_to(out).as_posix() for file in files}
-    figures = {"category_map", "relations_stories260K_copying"}
+    figures = {"category_map", "relations_trained-llama_copying"}
     assert names == {
         *("scores.csv", "scores.npz", "summary.csv", "pairs.csv", "circuit_prediction.csv", "run.json"),
         "head_categories.csv",
+        *("page.json", "report.html"),
         *(f"figures/{figure}.{kind}" for figure in figures for kind in ("png", "pdf")),
     }
     assert {f.relative_to(out).as_posix() for f in out.rglob("*") if f.is_file()} == names
@@ -62,9 +65,10 @@ def test_scores_of_all_heads_in_csv_and_npz(finished):
     with open(Path(config.out) / "scores.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["kind"] for row in rows} == {"static", "static_suppression"}
-    assert len(rows) == 2 * 5 * 8  # kinds, layers, heads
+    assert len(rows) == 2 * 3 * 4  # signs, layers, heads
+    assert {float(row["score"]) for row in rows} > {0.0}
     assert {(row["model"], row["relation"], row["n_pairs"]) for row in rows} == {
-        ("stories260K", "copying", "7")
+        ("trained-llama", "copying", "4")
     }
     for grid in load_npz(Path(config.out) / "scores.npz"):
         of_kind = [float(row["score"]) for row in rows if row["kind"] == grid.kind]
@@ -77,25 +81,25 @@ def test_summary_says_what_was_skipped_and_why(finished):
         rows = list(csv.DictReader(file))
     skipped = [row for row in rows if row["skipped"]]
     assert [(row["relation"], row["skipped"]) for row in skipped] == [
-        ("too_few", "0 of 1 pairs are single tokens, min_pairs is 3; several tokens: unheard-of, word")
+        ("too_few", "0 of 1 pairs are single tokens, min_pairs is 3; not in the vocabulary: unheard-of")
     ]
     counts = [
         int(row["heads"])
         for row in rows
         if row["category"].endswith(("nclassified", "categories", "category"))
     ]
-    assert sum(counts) == 5 * 8
+    assert sum(counts) == 3 * 4
 
 
-def test_run_json_says_what_determined_the_numbers(finished, shared_data):
+def test_run_json_says_what_determined_the_numbers(finished):
     config, _ = finished
     described = json.loads((Path(config.out) / "run.json").read_text())
     (model,) = described["models"]
     assert set(model["source"]["files"]) >= {"config.json", "model.safetensors", "tokenizer.json"}
-    assert model["relations"] == {"copying": 7}
-    assert model["bos"] == {"text": "<s>", "id": 1}
+    assert model["relations"] == {"copying": 4}
+    assert model["bos"] is None
     assert model["dropped"] == {}
-    assert model["config"]["n_kv_heads"] == 4
+    assert model["config"]["n_kv_heads"] == 2
     assert described["versions"]["jax"]
     assert described["devices"]["platform"] == "cpu"
     assert described["precision"] == "highest"
@@ -119,19 +123,19 @@ def test_figures_are_drawn_again_otherwise(finished, tmp_path: Path):
     config, _ = finished
     out = Path(shutil.copytree(config.out, tmp_path / "out"))
     before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
-    usual = out / "figures" / "relations_stories260K_copying.png"
+    usual = out / "figures" / "relations_trained-llama_copying.png"
     fields = {"formats": "svg,png", "size": "0.5", "title": "Mine: {}", "colors": "cividis"}
     drawn = draw.draw_again(out, fields)
-    assert {file.suffix for file in drawn} == {".svg", ".png"}
-    text = (out / "figures" / "relations_stories260K_copying.svg").read_text()
+    assert {file.suffix for file in drawn} == {".svg", ".png", ".json", ".html"}
+    text = (out / "figures" / "relations_trained-llama_copying.svg").read_text()
     assert drawn == draw.draw_again(out, fields)
-    assert (out / "figures" / "relations_stories260K_copying.svg").read_text() == text  # byte for byte
+    assert (out / "figures" / "relations_trained-llama_copying.svg").read_text() == text  # byte for byte
     small, large = (mpimg.imread(file) for file in (usual, Path(config.out) / usual.relative_to(out)))
-    assert small.shape[0] < 0.8 * large.shape[0]
+    assert small.shape[0] < 0.9 * large.shape[0]
     middle = tuple(n // 2 for n in small.shape[:2])
     assert small[middle][2] != large[tuple(n // 2 for n in large.shape[:2])][2]  # of another map
     changed = {file for file, content in before.items() if file.read_bytes() != content}
-    assert {file.suffix for file in changed} == {".png", ".json"}  # neither scores nor PDFs
+    assert {file.suffix for file in changed} == {".png", ".json", ".html"}  # neither scores nor PDFs
     record = json.loads((out / "run.json").read_text())
     assert record["drawn_with"] == fields
     assert set(record["files"]) >= {file.relative_to(out).as_posix() for file in drawn}
@@ -166,6 +170,9 @@ def test_every_trained_checkpoint_runs_through_to_its_figures(name: str, shared_
         checkpoint_dir=str(tmp_path / "checkpoints"),
     )
     assert all(file.is_file() for file in run(config, progress=False))
+    (model,) = json.loads((tmp_path / "out" / "run.json").read_text())["models"]
+    bos = {"stories260K": {"text": "<s>", "id": 1}}
+    assert model["bos"] == bos.get(name)
 
 
 def command(*arguments: str, **environment: str) -> subprocess.Popen:

@@ -24,6 +24,7 @@ from headjax.study import Data, Study
 from headjax.zoo import Source
 from tests.helpers.models import GPT2
 from tests.helpers.runs import altered, run_config
+from tests.helpers.trained_prompts import COPYING, MODEL
 
 TASKS = ("country_to_capital", "name_copying")
 HELP, WORK_AGAINST = (f"Stage 1, direct: {does} logit difference" for does in ("raises", "lowers"))
@@ -192,14 +193,14 @@ def test_every_prompt_set_has_partners_and_several_can_be_named(shared_data):
 
 
 PROMPTS = (
-    ("Once upon a time, there was a little girl named", "Lily", "Tim", "girl", "boy"),
-    ("One day, a boy named", "Tim", "Lily", "boy", "girl"),
-    ("There was a small girl called", "Lily", "Tim", "girl", "boy"),
+    ("The capital of France is", "Paris", "Madrid", "France", "Spain"),
+    ("In Germany people speak", "German", "Spanish", "Germany", "Chile"),
+    ("Say it twice: moon,", "moon", "hand", "moon", "hand"),
 )
 
 
 @pytest.fixture(scope="module")
-def trained(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     tmp = tmp_path_factory.mktemp("paths")
     lines = [
         {"prompt": text, "answer": answer, "distractor": other, "corrupted": text.replace(word, instead)}
@@ -207,14 +208,14 @@ def trained(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunC
     ]
     (tmp / "names.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (tmp / "relations").mkdir()
-    (tmp / "relations" / "copying.json").write_text(json.dumps([[w, w] for w in ("Lily", "Tim", "mom")]))
+    (tmp / "relations" / "copying.json").write_text(json.dumps([[w, w] for w in COPYING]))
     return run_config(
-        model=str(shared_data / "checkpoints" / "stories260K"),
+        model=MODEL,
         relations_dir=str(tmp / "relations"),
         min_pairs=3,
         prompts=str(tmp / "names.jsonl"),
         analyses=("path_patching",),
-        receivers=("L4H1.q", "4.2.q", "L3H0.v"),
+        receivers=("L2H1.q", "2.2.q", "L1H0.v"),
         positions="all",
         out=str(tmp / "out"),
         checkpoint_dir=str(tmp / "checkpoints"),
@@ -226,15 +227,15 @@ def test_path_patching_writes_a_grid_for_the_logits_and_for_each_kind_of_input(t
     grids = load_npz(Path(trained.out) / "scores.npz")
     assert grids.values("kind") == ("path_direct", "path_logits", "path_query", "path_value")
     for grid in grids:
-        assert (grid.relation, grid.n_pairs, grid.scores.shape) == ("names", len(PROMPTS), (5, 8))
+        assert (grid.relation, grid.n_pairs, grid.scores.shape) == ("names", len(PROMPTS), (3, 4))
         np.testing.assert_allclose(grid.samples.mean(axis=0), grid.scores, atol=1e-3)
     query, value = (grids.select(kind=kind).grids[0].scores for kind in ("path_query", "path_value"))
-    assert np.abs(query[:4]).max() > 0.01
-    assert np.abs(value[:3]).max() > 0.01
-    assert not query[4:].any()
-    assert not value[3:].any()
+    assert np.abs(query[:2]).max() > 0.01
+    assert np.abs(value[:1]).max() > 0.01
+    assert not query[2:].any()
+    assert not value[1:].any()
     names = {path.name for path in (Path(trained.out) / "figures").iterdir()}
-    assert "path_query_percent_of_gap_stories260K_names.png" in names
+    assert "path_query_percent_of_gap_trained-llama_names.png" in names
 
 
 def test_input_at_fault_is_refused(trained, tmp_path, caplog):
@@ -251,8 +252,8 @@ def test_input_at_fault_is_refused(trained, tmp_path, caplog):
         "has no corrupted",
         [{key: line[key] for key in ("prompt", "answer", "distractor")} for line in fields],
     )
-    refused("like L9H6.q; got 'L4H1'", fields, receivers=("L4H1",))
-    refused("5 layers of 8 heads; got L5H1", fields, receivers=("L5H1.q",))
+    refused("like L9H6.q; got 'L2H1'", fields, receivers=("L2H1",))
+    refused("3 layers of 4 heads; got L3H1", fields, receivers=("L3H1.q",))
     swapped = [line | {"answer": line["distractor"], "distractor": line["answer"]} for line in fields]
-    refused("stories260K does; it does none of other", swapped)
+    refused("trained-llama does; it does none of other", swapped)
     assert "does not do other, left out: logit difference -" in caplog.text

@@ -341,6 +341,7 @@ ELSEWHERE = {
     **dict.fromkeys(("mesh", "parallel"), "test_mesh.py"),
     **dict.fromkeys(("rate", "device_memory"), "test_plan.py"),
     "precision": "test_model.py",
+    "n_shown": "test_page.py",
     "ignore_fields": "test_fields.py",
     "stream": "test_run_stream.py",
     "compare": "test_run_papers.py",
@@ -408,12 +409,15 @@ def test_what_is_called_idle_changes_nothing(analysis: str, prompts: str | None,
     unread = [name for name in OTHER if idle(asked, [place[name]])]
     # Nothing but relation scores is streamed where the others are not.
     changed = {name: OTHER[name] for name in unread if name != "stream" or analysis == "relation_scores"}
-    assert changed
+    assert changed or (analysis, prompts) == ("ablation_curves", None)  # which use every field there is
     usual, other = found(**base), found(**base, **changed)
     assert other.files.keys() == usual.files.keys()
     for name, content in usual.files.items():
-        if name not in ("run.json", "summary.csv"):  # they hold the config, and its threshold
+        if name not in ("run.json", "summary.csv", "page.json", "report.html"):  # they hold the config
             assert other.files[name] == content, name
+    pages = [json.loads(one.files["page.json"]) for one in (usual, other)]
+    for what in ("parts", "clean", "analyses"):
+        assert pages[0][what] == pages[1][what]
     assert [call[0] for call in other.drawn] == [call[0] for call in usual.drawn]
 
 

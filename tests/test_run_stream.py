@@ -11,7 +11,7 @@ from experiments.run import run
 from headjax.errors import InputError
 from headjax.grid import GridSet, load_npz
 from tests.helpers.runs import altered, run_config
-from tests.helpers.story_prompts import PROMPTS
+from tests.helpers.trained_prompts import COPYING, MODEL, PROMPTS
 
 STREAMED = (
     *("relation_scores", "dynamic_scores", "logit_attribution", "head_ablation", "attention_patterns"),
@@ -20,15 +20,15 @@ STREAMED = (
 
 
 @pytest.fixture(scope="module")
-def config(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     tmp = tmp_path_factory.mktemp("stream")
     lines = [dict(zip(("prompt", "answer", "distractor"), prompt, strict=True)) for prompt in PROMPTS]
     (tmp / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (tmp / "relations").mkdir()
-    pairs = [[word, word] for word in ("Lily", "Tim", "mom", "day")]
+    pairs = [[word, word] for word in COPYING]
     (tmp / "relations" / "copying.json").write_text(json.dumps(pairs))
     return run_config(
-        model=str(shared_data / "checkpoints" / "stories260K"),
+        model=MODEL,
         relations_dir=str(tmp / "relations"),
         min_pairs=3,
         prompts=str(tmp / "prompts.jsonl"),

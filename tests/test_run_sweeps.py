@@ -16,8 +16,8 @@ from headjax.errors import InputError
 from headjax.grid import load_npz
 from tests.helpers import torch_oracle
 from tests.helpers.runs import altered, run_config
-from tests.helpers.story_prompts import PROMPTS
 from tests.helpers.torch_or_skip import torch
+from tests.helpers.trained_prompts import COPYING, MODEL, PROMPTS
 
 
 def read(config: RunConfig, name: str) -> list[dict[str, str]]:
@@ -26,17 +26,15 @@ def read(config: RunConfig, name: str) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def trained(shared_data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, list[Path]]:
-    """Every analysis that a file of prompts allows, on stories260K."""
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, list[Path]]:
+    """Every analysis that a file of prompts allows, on a trained model."""
     tmp = tmp_path_factory.mktemp("sweeps")
     lines = [dict(zip(("prompt", "answer", "distractor"), prompt, strict=True)) for prompt in PROMPTS]
     (tmp / "prompts.jsonl").write_text("\n".join(map(json.dumps, lines)))
     (tmp / "relations").mkdir()
-    (tmp / "relations" / "copying.json").write_text(
-        json.dumps([[word, word] for word in ("Lily", "Tim", "mom", "day")])
-    )
+    (tmp / "relations" / "copying.json").write_text(json.dumps([[word, word] for word in COPYING]))
     config = run_config(
-        model=str(shared_data / "checkpoints" / "stories260K"),
+        model=MODEL,
         relations_dir=str(tmp / "relations"),
         min_pairs=3,
         prompts=str(tmp / "prompts.jsonl"),
@@ -61,13 +59,13 @@ def test_what_was_asked_is_listed_token_by_token_and_said(trained):
     asked = [row for row in rows if row["relation"] == "prompts"]
     assert [(row["text"], row["answer"], row["distractor"]) for row in asked] == list(PROMPTS)
     for row in asked:
-        assert int(row["answer_id"]) == vocabulary["model"]["vocab"]["▁" + row["answer"]]
-        assert (row["answer_token"], row["bos"]) == (" " + row["answer"], "<s>")
+        assert int(row["answer_id"]) == vocabulary["model"]["vocab"][row["answer"]]
+        assert (row["answer_token"], row["bos"]) == (row["answer"], "")
     assert len(rows) == len(PROMPTS) + 4 * 4  # and of dynamic scores four templates of four words
     with open(out / "pairs.csv", newline="") as file:
-        assert [row["source"] for row in csv.DictReader(file)] == ["Lily", "Tim", "mom", "day"]
+        assert [row["source"] for row in csv.DictReader(file)] == list(COPYING)
     printed = (out.parent / "printed.txt").read_text()
-    assert "stories260K: prompts begin with <s> (token 1)" in printed
+    assert "trained-llama: prompts begin with" in printed
 
 
 def test_clean_values_are_those_of_head_ablation(demo: RunConfig):
@@ -98,7 +96,7 @@ def test_every_kind_of_grid_is_there(trained):
     }
     assert len(grids.select(kind="dynamic_context").values("template")) == 4
     (effect,) = grids.select(kind="ablation_logprob")
-    assert effect.samples.shape == (len(PROMPTS), 5, 8)
+    assert effect.samples.shape == (len(PROMPTS), 3, 4)
     np.testing.assert_allclose(effect.samples.mean(axis=0), effect.scores, atol=1e-6)
     spread = effect.samples.std(axis=0, ddof=1) / len(PROMPTS) ** 0.5
     np.testing.assert_allclose(effect.stderr, spread, rtol=1e-4)
@@ -106,18 +104,18 @@ def test_every_kind_of_grid_is_there(trained):
         assert {row["kind"] for row in csv.DictReader(file)} == set(grids.values("kind"))
 
 
-def test_ablation_equals_torch_with_hooks(trained, shared_data):
+def test_ablation_equals_torch_with_hooks(trained):
     """Log-probability and logit difference lost, for every head and prompt: within 1e-4."""
     config, _ = trained
     grids = load_npz(Path(config.out) / "scores.npz")
-    theirs = torch_oracle.load_directory(shared_data / "checkpoints" / "stories260K")
+    theirs = torch_oracle.load_directory(Path(MODEL))
     vocabulary = json.loads((Path(config.model) / "tokenizer.json").read_text())["model"]["vocab"]
     tokenizer = torch_oracle.load_tokenizer(config.model)
     rows = [tokenizer(text).input_ids for text, _, _ in PROMPTS]
     length = max(map(len, rows))
     tokens = np.array([[0] * (length - len(row)) + row for row in rows])
     mask = np.arange(length)[None, :] >= np.array([[length - len(row)] for row in rows])
-    answers, distractors = np.array([[vocabulary["▁" + word] for word in prompt[1:]] for prompt in PROMPTS]).T
+    answers, distractors = np.array([[vocabulary[word] for word in prompt[1:]] for prompt in PROMPTS]).T
     each = np.arange(len(PROMPTS))
 
     def measure(edit: torch_oracle.Edit | None = None) -> dict[str, np.ndarray]:
@@ -143,8 +141,8 @@ def test_ablation_equals_torch_with_hooks(trained, shared_data):
     right = (logits[each, answers] >= logits.max(axis=1)).mean()
     (accuracy,) = grids.select(kind="ablation_accuracy")
     assert (float(row["accuracy"]), accuracy.clean) == pytest.approx((right, right))
-    for layer in range(5):
-        for head in range(8):
+    for layer in range(3):
+        for head in range(4):
 
             def zero(at: int, z: torch.Tensor, layer: int = layer, head: int = head) -> torch.Tensor:
                 if at == layer:
@@ -164,12 +162,12 @@ def test_tables_and_figures_of_sweeps(trained):
     names = {file.relative_to(out).as_posix() for file in files}
     assert {"correlations.csv", "correlations.tex", "gradient_agreement.csv", "run.json"} <= names
     for figure in (
-        "dynamic_stories260K_copying",
-        "ablation_logprob_stories260K_prompts",
-        "ablation_logit_diff_stories260K_prompts",
-        "logit_attribution_logit_diff_stories260K_prompts",
-        "gradient_logprob_stories260K_prompts",
-        "attention_stories260K_repeated_tokens",
+        "dynamic_trained-llama_copying",
+        "ablation_logprob_trained-llama_prompts",
+        "ablation_logit_diff_trained-llama_prompts",
+        "logit_attribution_logit_diff_trained-llama_prompts",
+        "gradient_logprob_trained-llama_prompts",
+        "attention_trained-llama_repeated_tokens",
     ):
         assert f"figures/{figure}.png" in names
     rows = read(config, "gradient_agreement.csv")
@@ -187,7 +185,7 @@ def test_tables_and_figures_of_sweeps(trained):
         ({"prompts": "/nowhere.jsonl"}, "/nowhere.jsonl"),
         ({"prompts": None, "metrics": ("logit_diff",), "analyses": ("head_ablation",)}, "distractors"),
         ({"templates": ("no slot",), "analyses": ("dynamic_scores",)}, "<X>"),
-        ({"bos": True, "templates": ("<X> " * 999,), "analyses": ("dynamic_scores",)}, "1 to 512 tokens"),
+        ({"bos": True, "templates": ("<X> " * 999,), "analyses": ("dynamic_scores",)}, "1 to 64 tokens"),
     ],
 )
 def test_input_at_fault_is_refused(trained, changes: dict, message: str, tmp_path: Path):

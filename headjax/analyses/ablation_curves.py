@@ -25,6 +25,7 @@ from headjax.io import safe_name
 from headjax.options import option
 from headjax.report.curve_tables import CurveRow, CurveSummary, curve_rows, curves_table, summary_row
 from headjax.report.options import Report
+from headjax.report.parts import Chart, Curves, Line, Part, rows_of
 from headjax.report.table import Page, Table
 from headjax.report.wording import REPLACEMENTS, measured, sentence
 from headjax.result import Result
@@ -124,6 +125,28 @@ class AblationCurves(Ablating):
             ),
         ]
 
+    def show(self, name: str, found: Result, report: Report) -> list[Part]:
+        """Every relation's curves, and in a line each where they end."""
+        of_relation = defaultdict(list)
+        for row in found.tables.get(self.stem(name, "ablation_curves"), ()):
+            of_relation[row.model, row.relation].append(row)
+        several = len({model for model, _ in of_relation}) > 1
+        names = {grid.relation: grid.name for grid in found.grids}
+        charts = tuple(
+            Chart(
+                f"{model}: " * several + names.get(relation, sentence(relation)),
+                tuple(
+                    _line(list(line), names)
+                    for _, line in groupby(rows, lambda row: (row.curve, row.prompts))
+                ),
+            )
+            for (model, relation), rows in of_relation.items()
+        )
+        _, summary = self.tables(name, found, report)
+        note = "What is left as heads are removed, best first; bands are 95 % limits."
+        curves = Curves("Ablation curves", "heads removed", "accuracy", charts, note)
+        return [*([curves] if charts else []), rows_of(summary)]
+
     def draw(self, name: str, found: Result, report: Report, directory: Path) -> list[Path]:
         """Of every relation, or those asked for: accuracy against heads removed."""
         points = defaultdict(list)
@@ -172,10 +195,26 @@ def _rank_names(before: Coordinates) -> dict[str, set[str]]:
     return spelled
 
 
+NAMES = {"relation": "Relation's heads removed", "random": "Random other heads removed"}
+
+
+def _named(line: list[CurveRow], names: Mapping[str, str]) -> str:
+    control = line[0].prompts
+    return NAMES.get(line[0].curve, f"Control: {names.get(control, sentence(control))}")
+
+
+def _line(line: list[CurveRow], names: Mapping[str, str]) -> Line:
+    """A curve of the page."""
+    role = {"relation": "main", "random": "reference"}.get(line[0].curve, "control")
+    columns = zip(
+        *((row.n_heads, row.accuracy, row.accuracy_low, row.accuracy_high) for row in line), strict=True
+    )
+    return Line(_named(line, names), role, *map(tuple, columns))
+
+
 def _curve(line: list[CurveRow], names: Mapping[str, str]) -> Any:
-    labels = {"relation": "Relation's heads removed", "random": "Random other heads removed"}
     return figures.Curve(
-        labels.get(line[0].curve, f"Control: {names.get(line[0].prompts, sentence(line[0].prompts))}"),
+        _named(line, names),
         *(np.array([getattr(row, field) for row in line]) for field in ("n_heads", "accuracy")),
         low=np.array([row.accuracy_low for row in line]),
         high=np.array([row.accuracy_high for row in line]),

@@ -12,7 +12,8 @@ On random tokens written twice an induction score is what Olsson et al. call pre
 tokens lie strictly before the attending one.
 """
 
-from collections.abc import Sequence
+import base64
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,24 +21,26 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
 from headjax import costs
-from headjax.analyses.base import Asked, Coordinates
-from headjax.axes import TokenMask, Tokens
+from headjax.analyses.base import Asked, Coordinates, rows_by_relation
+from headjax.axes import Head, TokenMask, Tokens
 from headjax.config import ModelConfig
 from headjax.costs import Cost, Machine
 from headjax.data.prompt_sets import MAX_PROMPTS
-from headjax.data.prompts import PromptBatch
+from headjax.data.prompts import PromptBatch, token_text
 from headjax.engine.batches import Remember, Track, Work, compute_anew, untracked
 from headjax.engine.layer_sweep import Ends, LayerRun, Sweep, run_sweep
 from headjax.errors import InputError
 from headjax.grid import Coordinate, GridSet
 from headjax.inputs import check_count, check_ids, check_options, check_tokens
 from headjax.model import Block, Transformer
+from headjax.options import option
 from headjax.parameters.layered import LayeredModel
 from headjax.report.drawing import draw_maps, figure_path
 from headjax.report.options import Report
+from headjax.report.parts import Attention, Part, Pattern
 from headjax.result import Result
 from headjax.study import Data, Study
 
@@ -150,15 +153,107 @@ def _finish(
 SWEEP = Sweep("attention_patterns", _targets, _paid, _finish)
 
 
+# --- patterns to look at --------------------------------------------------------------------------------
+
+MOST_TOKENS = 64  # of a prompt whose patterns are kept: more tokens nobody reads along an axis
+MOST_BYTES = 2**20  # of all that are kept of a model
+
+
+class KeptPattern(NamedTuple):
+    """The attention of some heads over one prompt.
+
+    Attributes:
+      text: of the prompt; tokens: as text; source: the place of the source's last one, -1 without a source.
+      heads: labels; attention: [heads, S (S + 1) / 2], each row's weights up to itself, in steps of 1/255.
+    """
+
+    model: str
+    relation: str
+    text: str
+    tokens: tuple[str, ...]
+    source: int
+    answer: str
+    distractor: str
+    heads: tuple[str, ...]
+    attention: UInt8[np.ndarray, "heads triangle"]
+
+
+def _in_bytes(block: Block, ran: LayerRun, _asked: None, _shared: None) -> UInt8[Array, "B H S S"]:
+    pattern = block.attn.pattern(ran.q, ran.k, ran.valid)
+    return jnp.round(255 * pattern.astype(jnp.float32)).astype(jnp.uint8)
+
+
+KEEP = Sweep(
+    "kept_patterns",
+    begin=lambda _model, tokens, mask: None,
+    layer=_in_bytes,
+    finish=lambda _model, asked, kept, ends: jnp.moveaxis(kept, 0, 1),
+)
+
+
+def kept_prompts(batch: PromptBatch, n: int) -> Int[np.ndarray, " rows"]:
+    """Rows of n short prompts: the first of every task, then the second, in the order of the batch."""
+    short = batch.mask.sum(axis=1) <= MOST_TOKENS
+    turns = [rows[short[rows]] for rows in rows_by_relation(batch).values()]
+    ordered = [int(rows[i]) for i in range(n) for rows in turns if i < len(rows)]
+    return np.array(sorted(ordered[:n]), int)
+
+
+def _trimmed(batch: PromptBatch, rows: Int[np.ndarray, " rows"]) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens and mask of these prompts, without the padding that all of them have."""
+    S = int(batch.mask[rows].sum(axis=1).max())
+    return batch.tokens[rows, -S:], batch.mask[rows, -S:]
+
+
+def keep_patterns(
+    study: Study, batch: PromptBatch, n: int, scores: PatternScores, how: Mapping[str, Any]
+) -> tuple[KeptPattern, ...]:
+    """Patterns of n prompts; of all heads or, where these are too many, of those with the highest scores."""
+    rows = kept_prompts(batch, n)
+    if not len(rows):
+        return ()
+    tokens, mask = _trimmed(batch, rows)
+    S = tokens.shape[1]
+    patterns = run_sweep(KEEP, study.sweep_model(), (tokens, mask), label="patterns", **how)
+    best = np.max([np.nan_to_num(one, nan=-1) for one in scores[: len(PATTERNS)]], axis=0)
+    kept = []
+    for row, pattern, own, valid in zip(rows, patterns, tokens, mask, strict=True):
+        length = int(valid.sum())
+        lower = np.tril_indices(length)
+        fitting = MOST_BYTES // (len(rows) * len(lower[0]))
+        heads = sorted(np.argsort(-best, axis=None, kind="stable")[:fitting].tolist())
+        triangles = pattern.reshape(-1, S, S)[heads][:, -length:, -length:][:, *lower]
+        prompt, source = batch.prompts[row], int(batch.sources[row])
+        kept.append(
+            KeptPattern(
+                study.display_name,
+                prompt.relation,
+                prompt.text,
+                tuple(token_text(study.tokenizer, int(token)) for token in own[valid]),
+                source - (batch.tokens.shape[1] - length) if source >= 0 else -1,
+                prompt.answer,
+                prompt.distractor or "",
+                tuple(str(Head(*divmod(head, best.shape[1]))) for head in heads),
+                triangles,
+            )
+        )
+    return tuple(kept)
+
+
 REPEATED = "repeated_tokens"  # where a grid names a relation: random tokens written twice
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionPatterns(Asked):
-    """Previous-token, duplicate-token and induction scores, on random tokens written twice and on prompts."""
+    """Previous-token, duplicate-token and induction scores, on random tokens written twice and on prompts.
+
+    Attributes:
+      n_shown: of how many prompts the patterns themselves are kept, to be looked at.
+    """
 
     kind = "attention_patterns"
     streams = True
+    n_shown: int = option(4, least=0, most=64)
 
     def reads(self, data: Data) -> frozenset[str]:
         return super().reads(data) - {"report.heat_maps"} | {"compute.stream"}
@@ -177,7 +272,12 @@ class AttentionPatterns(Asked):
             )
             for tokens in (self._repeated(study), study.task_batch(self.prompts).tokens)
         )
-        return repeated + own
+        batch = study.task_batch(self.prompts)
+        rows = kept_prompts(batch, self.n_shown)
+        if not len(rows):
+            return repeated + own
+        prompts = costs.chunked(study, _trimmed(batch, rows)[0], machine.copies)
+        return repeated + own + costs.kept_patterns(study.config, prompts, costs.itemsize(study))
 
     def _repeated(self, study: Study) -> Int[np.ndarray, "B S"]:
         how = {"bos": study.bos, "vocab_size": study.vocab_size}
@@ -195,7 +295,20 @@ class AttentionPatterns(Asked):
             for on, scores in measured.items()
             for pattern in PATTERNS
         )
-        return Result(GridSet(tuple(grids)))
+        kept = keep_patterns(study, batch, self.n_shown, measured["prompts"], how)
+        return Result(GridSet(tuple(grids)), {"kept_patterns": kept} if kept else {})
+
+    def show(self, name: str, found: Result, report: Report) -> list[Part]:
+        """Patterns of the prompts that were kept."""
+        kept = found.tables.get(self.stem(name, "kept_patterns"), ())
+        patterns = tuple(
+            Pattern(*row[:-1], base64.b64encode(row.attention.tobytes()).decode()) for row in kept
+        )
+        note = (
+            "Each row is a token that attends, each column one that is attended to. Marked are the source "
+            "and the last row, after which the answer comes."
+        )
+        return [Attention("Attention patterns", patterns, note)] if patterns else []
 
     def draw(self, name: str, found: Result, report: Report, directory: Path) -> list[Path]:
         """The three scores side by side, for each kind of text."""

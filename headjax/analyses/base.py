@@ -9,7 +9,7 @@
         def run(self, study, work): return Result(GridSet((study.grid(...), ...)))
 
 Everything else has a default: it reads no prompts, cannot be planned, gives no tables but its scores, and is
-drawn as a heat map.
+drawn as a heat map; the page shows its grids and its tables.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -32,6 +32,7 @@ from headjax.grid import Coordinate, GridSet, HeadGrid
 from headjax.options import Options, Words, option
 from headjax.report.drawing import check_shown, draw_grids
 from headjax.report.options import Report
+from headjax.report.parts import Part, rows_of
 from headjax.report.table import Page, Table
 from headjax.result import CleanRow, Result
 from headjax.study import GENERATORS, Compute, Data, Prompts, Study
@@ -116,6 +117,10 @@ class Analysis(Options):
     def draw(self, name: str, found: Result, report: Report, directory: Path) -> list[Path]:
         """Draws it into the directory, unless told otherwise as heat maps of its grids; gives the files."""
         return draw_grids(self, name, found, report, directory)
+
+    def show(self, name: str, found: Result, report: Report) -> list[Part]:
+        """What the page shows of it beside its grids, unless told otherwise its tables."""
+        return [rows_of(table) for table in self.tables(name, found, report) if isinstance(table, Table)]
 
     def stem(self, name: str, what: str) -> str:
         """A file's or table's name: as it is where the analysis goes by its kind, else under its own name."""
@@ -311,7 +316,7 @@ def run_analyses(
     found = Result()
     for name, analysis in analyses.items():
         found += run_one(study, name, analysis, Work(earlier + found, track))
-    return found + Result(clean=clean_rows(study, analyses, track))
+    return found + Result(clean=clean_rows(study, analyses, track), analyses=analyses)
 
 
 def run_one(study: Study, name: str, analysis: Analysis, work: Work) -> Result:

@@ -3,6 +3,7 @@
 How a stage chooses its heads is in headjax/circuits/discovery.py.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -12,6 +13,7 @@ from typing import ClassVar
 from headjax import figures
 from headjax.analyses.base import Coordinates
 from headjax.analyses.path_patching import INPUTS, Patched, PatchedPaths, Receiver
+from headjax.axes import Head
 from headjax.circuits.discovery import DIRECT, discover_circuit
 from headjax.circuits.tables import CircuitRow, circuit_tables, heads_by_task
 from headjax.costs import Cost, Machine
@@ -22,6 +24,7 @@ from headjax.grid import Coordinate, GridSet
 from headjax.io import safe_name
 from headjax.options import option
 from headjax.report.options import Report
+from headjax.report.parts import Edge, Graph, Node, Part
 from headjax.report.table import Page, Table
 from headjax.report.wording import sentence
 from headjax.result import Result
@@ -86,6 +89,16 @@ class CircuitDiscovery(Patched):
         rows = found.tables.get(self.stem(name, "circuits"), ())
         return circuit_tables(rows, found.grids.select(analysis=name), self.stem(name, ""))
 
+    def show(self, name: str, found: Result, report: Report) -> list[Part]:
+        """Every circuit as a picture, then the tables."""
+        rows = found.tables.get(self.stem(name, "circuits"), ())
+        tasks = dict.fromkeys((row.model, row.task) for row in rows)
+        graphs = [
+            circuit_graph(model, task, [row for row in rows if (row.model, row.task) == (model, task)])
+            for model, task in tasks
+        ]
+        return [*graphs, *super().show(name, found, report)]
+
     def draw(self, name: str, found: Result, report: Report, directory: Path) -> list[Path]:
         """The stages' effects, and every two circuits of a model on one map."""
         files = super().draw(name, found, report, directory)
@@ -106,3 +119,20 @@ class CircuitDiscovery(Patched):
                     report.origin,
                 )
         return files
+
+
+def circuit_graph(model: str, task: str, rows: Sequence[CircuitRow]) -> Graph:
+    """One circuit: a head of the first stage acts on the logits, one of a later stage on the heads above it
+    that the stage before found, all at once."""
+    nodes = tuple(Node(row.head, row.role, row.effect, row.stderr) for row in rows)
+    edges = []
+    for row in rows:
+        layer = Head.parse(row.head).layer
+        receivers = [one.head for one in rows if one.stage == row.stage - 1]
+        ends = [head for head in receivers if Head.parse(head).layer > layer] if row.stage > 1 else [""]
+        edges += [Edge(row.head, end, row.input, row.effect, row.stage > 1) for end in ends]
+    note = (
+        "Effects are percents of the gap between clean and corrupted logit difference; below 0 the head "
+        "helps. A dashed path was measured into all heads that the stage before found, at once."
+    )
+    return Graph(f"Circuit of {task.replace('_', ' ')}, {model}", nodes, tuple(edges), note)

@@ -44,6 +44,7 @@ from headjax.parameters.layered import LayeredModel
 from headjax.report.correlations import Correlation, correlation_cells, correlation_table, correlations
 from headjax.report.drawing import chosen_grids, draw_maps, figure_path
 from headjax.report.options import Report
+from headjax.report.parts import Dots, Part, Point
 from headjax.report.table import Page, Table
 from headjax.result import Result
 from headjax.study import Data, Study
@@ -251,6 +252,19 @@ class DynamicScores(Analysis):
         text += correlation_table(rows)
         stem = self.stem(name, "correlations")
         return [Table(stem, Correlation._fields, rows, text, correlation_cells(rows))]
+
+    def show(self, name: str, found: Result, report: Report) -> list[Part]:
+        """How well static scores tell dynamic ones, relation by relation."""
+        parts = super().show(name, found, report)
+        rows = [Correlation(*row) for part in parts for row in part.rows]
+        several = len({row.model for row in rows}) > 1
+        points = tuple(
+            Point(r, f"{row.model}: " * several + row.name, f"{row.kind}, {context}")
+            for row in rows
+            for r, context in ((row.r_no_context, "without context"), (row.r_context, "with context"))
+        )
+        title, note = "Static against dynamic scores", "Pearson's r over heads and templates."
+        return [*([Dots(title, "r", points, note)] if points else []), *parts]
 
     def draw(self, name: str, found: Result, report: Report, directory: Path) -> list[Path]:
         """Of each chosen relation: the static score beside the dynamic ones, averaged over templates."""

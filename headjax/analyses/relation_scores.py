@@ -57,6 +57,7 @@ from headjax.parameters import Parameters, TokenRows, each_layer, unembedding
 from headjax.report.category_table import HeadCategories, category_table
 from headjax.report.drawing import chosen_grids, figure_path
 from headjax.report.options import Report
+from headjax.report.parts import CategoryMap, Part
 from headjax.report.table import Page, Table
 from headjax.result import Result
 from headjax.study import Data, Study
@@ -323,6 +324,9 @@ class RelationScores(Analysis):
         grids = found.grids.select(analysis=name)
         rows = category_table(grids, report.threshold, report.count_suppression)
         return [Table(self.stem(name, "head_categories"), HeadCategories._fields, rows)] if rows else []
+
+    def show(self, name: str, found: Result, report: Report) -> list[Part]:
+        return [CategoryMap("Categories", name)]
 
     def draw(self, name: str, found: Result, report: Report, directory: Path) -> list[Path]:
         """The map of head categories over all models, and the chosen relations of each with marks."""

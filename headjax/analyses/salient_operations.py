@@ -37,11 +37,13 @@ from headjax.options import Words, option
 from headjax.parameters import TokenRows
 from headjax.report.markdown import markdown_code, markdown_text
 from headjax.report.options import Report
+from headjax.report.parts import HeadNotes, Part
 from headjax.report.table import Page, Table
 from headjax.result import Result
 from headjax.study import Data, Study
 
 TILE = 4096  # tokens at a time
+ON_CARD = 8  # tokens of a head that its card on the page shows
 
 
 class SalientTokens(NamedTuple):
@@ -262,6 +264,19 @@ class SalientOperations(Analysis):
             tokens.append({"token": row.token, "amplification": row.amplification, "mapped": row.mapped})
         content = json.dumps(models, indent=1, ensure_ascii=False)
         return [Page(f"{stem}.json", content), Page(f"{stem}.md", salient_page(models))] if models else []
+
+    def show(self, name: str, found: Result, report: Report) -> list[Part]:
+        """On every head's card its salient tokens."""
+        models: dict[str, dict[str, list[tuple]]] = {}
+        for row in found.tables.get(self.stem(name, "salient_operations"), ()):
+            rows = models.setdefault(row.model, {}).setdefault(row.head, [])
+            if len(rows) < ON_CARD:
+                rows.append((row.token, row.amplification, row.mapped))
+        columns = ("token", "amplified", "mapped to")
+        return [
+            HeadNotes("Salient tokens", model, columns, {head: tuple(rows) for head, rows in heads.items()})
+            for model, heads in models.items()
+        ]
 
 
 def salient_page(models: Mapping[str, Mapping[str, list[dict]]]) -> str:

@@ -271,7 +271,9 @@ def fetch_each(computed: Iterable[tuple[T, Any]]) -> Iterator[tuple[T, Any]]:
 def free_host_memory() -> int:
     """Bytes of this machine's memory that programs can have."""
     with suppress(OSError):
-        found = re.search(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.MULTILINE)
+        found = re.search(
+            r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text("utf-8"), re.MULTILINE
+        )
         if found:
             return 1024 * int(found[1])
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -3,11 +3,14 @@
 import json
 from pathlib import Path
 
+from tests.helpers.trained_prompts import COPYING as TRAINED_COPYING
+
 # Words that are single tokens of each trained checkpoint's small vocabulary.
 COPYING = {
     "stories260K": ["Lily", "Tim", "mom", "day", "big", "friend", "happy"],
     "slm4096": ["b", "c", "d", "e", "t", "a", "s"],
     "gpt-nano-sort": ["A", "B", "C"],
+    "trained-llama": TRAINED_COPYING,
 }
 
 
