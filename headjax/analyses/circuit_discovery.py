@@ -20,13 +20,12 @@ from headjax.costs import Cost, Machine
 from headjax.data.prompts import PromptBatch
 from headjax.engine.batches import Work
 from headjax.errors import InputError
-from headjax.grid import Coordinate, GridSet
+from headjax.grid import Coordinate, GridSet, sentence
 from headjax.io import safe_name
 from headjax.options import option
 from headjax.report.options import Report
 from headjax.report.parts import Edge, Graph, Node, Part
 from headjax.report.table import Page, Table
-from headjax.report.wording import sentence
 from headjax.result import Result
 from headjax.study import Study
 

@@ -1,6 +1,6 @@
 """What a grid is called where people read: what was measured, in which unit, and how; never an id."""
 
-from headjax.grid import KV_GROUPS, SUPPRESSION, HeadGrid
+from headjax.grid import KV_GROUPS, SUPPRESSION, HeadGrid, sentence
 
 # Metrics of effects: how they are called, and their units.
 METRICS = {
@@ -22,12 +22,6 @@ UNITS = {
     "attention": "mean attention",
     **dict.fromkeys(("path", "circuit"), "% of the gap"),
 }
-
-
-def sentence(word: str) -> str:
-    """`my_score` as `My score`."""
-    text = word.replace("_", " ")
-    return text[:1].upper() + text[1:]
 
 
 def path_name(part: str) -> str:
