@@ -239,8 +239,10 @@ def _with_both_axes(mesh: Mesh) -> Mesh:
 
 def place(values: ArrayLike, mesh: Mesh, spec: P) -> Array:
     """An array that every process has whole, on the mesh; each process uploads its own parts alone."""
-    values = np.asarray(values)
-    return jax.make_array_from_callback(values.shape, NamedSharding(mesh, spec), lambda part: values[part])
+    values, sharding = np.asarray(values), NamedSharding(mesh, spec)
+    if jax.process_count() == 1:
+        return jax.device_put(values, sharding)
+    return jax.make_array_from_callback(values.shape, sharding, lambda part: values[part])
 
 
 def fetch(tree: Any) -> Any:
@@ -305,17 +307,19 @@ def spread(step: Callable, mesh: Mesh | None, in_specs: tuple, out_specs: Any = 
       static: keyword arguments of the step, the same in every call.
     """
     if mesh is None:
-        return partial(step, **static) if static else step
+        return lambda model, *arrays: step(model, *upload(arrays), **static)
     run = compile_step(step, mesh, (WHOLE, *in_specs), out_specs, tuple(sorted(static.items())))
+    return lambda model, *arrays: run(model, *upload(arrays, mesh, in_specs))
 
-    def call(model: Any, *arrays: Any) -> Any:
-        placed = [
-            jax.tree.map(lambda spec, part: jax.tree.map(partial(_placed, mesh, spec), part), specs, array)
-            for specs, array in zip(in_specs, arrays, strict=True)
-        ]
-        return run(model, *placed)
 
-    return call
+def upload(tree: Any, mesh: Mesh | None = None, specs: Any = WHOLE) -> Any:
+    """The same tree with numpy's arrays on the device, or the mesh's; what is there already stays as it is.
+
+    `specs`: a tree of which one spec may stand for a whole part of the other.
+    """
+    if mesh is None:
+        return jax.tree.map(lambda leaf: leaf if isinstance(leaf, Array) else jax.device_put(leaf), tree)
+    return jax.tree.map(lambda spec, part: jax.tree.map(partial(_placed, mesh, spec), part), specs, tree)
 
 
 def _placed(mesh: Mesh, spec: P, leaf: Any) -> Any:

@@ -29,7 +29,7 @@ from headjax.engine.batches import (
     untracked,
 )
 from headjax.engine.layered_variants import ENOUGH_ROWS, Given, sweep_layers
-from headjax.engine.mesh import DATA_AXIS, ROWS, WHOLE, data_parts, fetch, model_mesh, spread
+from headjax.engine.mesh import DATA_AXIS, ROWS, WHOLE, data_parts, fetch, model_mesh, spread, upload
 from headjax.engine.metrics import Metrics
 from headjax.engine.prefill import SPECS, prefill
 from headjax.engine.variant_step import LAYERED, Positions, VariantEdit, variant_step
@@ -127,7 +127,11 @@ def _held(
     def prepare(rows: Int[np.ndarray, " rows"], split: Split) -> tuple[None, tuple]:
         run = spread(prefill, mesh, *_CLEAN_SPECS[split], keep=positions)
         answers = (prompts.answers[rows], None if prompts.distractors is None else prompts.distractors[rows])
-        return None, (run(model, prompts.tokens[rows], prompts.mask[rows]), replacement(rows), answers)
+        # Of all batches of variants the same: uploaded once.
+        replaced = replacement(rows)
+        (_, edit, _, *of_answers), _ = _variant_specs(split, replaced)
+        replaced, answers = upload((replaced, answers), mesh, (edit.replacement, tuple(of_answers)))
+        return None, (run(model, prompts.tokens[rows], prompts.mask[rows]), replaced, answers)
 
     def step(shared: tuple, variants: Int[np.ndarray, " size"], split: Split) -> tuple[Metrics, tuple]:
         clean, replaced, answers = shared
