@@ -3,16 +3,16 @@
 python -m experiments.trained.page out/trained [docs/trained_model.md]
 """
 
-import csv
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from experiments.agreement import Row, agreement_rows
+from experiments.agreement_text import LABELS, SHOWN, read_table
 from experiments.trained import MODELS
-from experiments.trained.agreement import Row, agreement_rows
-from experiments.trained.page_text import LABELS, SHOWN, write_text
+from experiments.trained.page_text import write_text
 from headjax import figures
 from headjax.errors import InputError, run_main
 from headjax.grid import load_npz
@@ -67,12 +67,6 @@ def draw_measures(row: Row, path: Path) -> Path:
     png, pdf = figures.signed_map(panels, path.with_suffix(""))
     pdf.unlink()
     return png
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def main(argv: Sequence[str]) -> None:
