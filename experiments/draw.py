@@ -19,7 +19,7 @@ from experiments.config import (
     refuse_idle,
     split_fields,
 )
-from experiments.page import page_again
+from experiments.page import SAID, page_again
 from experiments.record import RECORD, digests, own_file, read_record, write_record
 from headjax.errors import InputError, run_main, shown
 from headjax.grid import load_npz
@@ -71,7 +71,9 @@ def draw_again(out: Path, fields: Mapping[str, str]) -> list[Path]:
     comparison = own_file(out, record, "comparison.csv")
     compared = read_rows(comparison, Comparison) if comparison else ()
     found = read_result(out, record, config)
-    drawn = [*draw_all(found, compared, config), *page_again(out, config.report, found)]
+    drawn = draw_all(found, compared, config)
+    if own_file(out, record, SAID):  # runs of before there were pages have none
+        drawn = [*drawn, *page_again(out, config.report, found)]
     # Drawn by another version, or with other fields, they may be other files than before.
     record["drawn_with"] = dict(fields)
     write_record(out, record, record["files"] | digests(out, drawn))

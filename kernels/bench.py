@@ -64,10 +64,13 @@ def attention_cases(dtype: str) -> Iterator[Case]:
         [("short prompts", 24, 16, 12, 12, 64), ("long", 1, 256, 12, 12, 64)]
         if ON_CPU
         else [
-            ("short prompts", 24, 16, 25, 25, 64),
-            ("GPT-2 xl, 64", 24, 64, 25, 25, 64),
+            ("GPT-2 xl", 64, 16, 25, 25, 64),
+            ("GPT-2 xl", 16, 1024, 25, 25, 64),
             ("Phi-2", 4, 2048, 32, 32, 80),
             ("Pythia 12B", 4, 2048, 40, 40, 128),
+            ("Qwen2.5-7B", 4, 2048, 28, 4, 128),
+            ("Llama-3.1-8B", 64, 20, 32, 8, 128),
+            ("Llama-3.1-8B", 2, 4096, 32, 8, 128),
             ("Llama-3.1 70B", 2, 4096, 64, 8, 128),
         ]
     )
@@ -89,7 +92,11 @@ def decode_cases(dtype: str) -> Iterator[Case]:
     models = (
         [("GPT-2", 48, 8, 16, 12, 12, 64)]
         if ON_CPU
-        else [("GPT-2 xl", 1200, 24, 16, 25, 25, 64), ("Llama-3.1 70B", 1200, 24, 64, 64, 8, 128)]
+        else [
+            ("GPT-2 xl", 1200, 24, 16, 25, 25, 64),
+            ("Qwen2.5-7B", 1200, 24, 64, 28, 4, 128),
+            ("Llama-3.1 70B", 1200, 24, 64, 64, 8, 128),
+        ]
     )
     for name, M, B, S, H, G, K in models:
         shapes = ((M, B, H, K), (B, S, G, K), (B, S, G, K), (M, B, G, K), (M, B, G, K))
@@ -107,7 +114,11 @@ def rank_cases(dtype: str) -> Iterator[Case]:
     models = (
         [("GPT-2 small", 2, 500, 64, 768, 50257), ("GPT-2 xl", 1, 500, 64, 1600, 50257)]
         if ON_CPU
-        else [("GPT-2 xl", 25, 2000, 64, 1600, 50257), ("Llama-3.1 70B", 8, 2000, 128, 8192, 128256)]
+        else [
+            ("GPT-2 xl", 25, 2000, 64, 1600, 50257),
+            ("Llama-3.1-8B", 8, 2000, 128, 4096, 128256),
+            ("Llama-3.1 70B", 8, 2000, 128, 8192, 128256),
+        ]
     )
     for name, H, N, K, D, V in models:
         unembed = random(0, V, D, dtype=dtype)
@@ -171,30 +182,57 @@ def roofline(dtype: str) -> tuple[float, float]:
     return flops, copied
 
 
-def report(case: Case, dtype: str) -> None:
-    """Times every implementation that runs here and agrees with XLA."""
+class Timing(NamedTuple):
+    """What one implementation of a case reaches; `seconds` is None where it does not run, or not right.
+
+    Attributes:
+      differs: from XLA, relative to its largest number; None where it does not run.
+      said: why there is no time, else "".
+      of_roofline: share of the least time that the machine's rates allow.
+    """
+
+    implementation: str
+    seconds: float | None
+    differs: float | None
+    said: str
+    of_roofline: float | None
+
+
+def timings(case: Case, rates: tuple[float, float]) -> Iterator[Timing]:
+    """Of every implementation that runs here and agrees with XLA; `rates`: operations and bytes a second."""
     expected = np.asarray(jax.jit(lambda *a: case.call("xla", *a))(*case.arguments), np.float32)
-    flop_rate, byte_rate = roofline(dtype)
-    print(f"  {case.name}, {dtype}: matmul {flop_rate / 1e12:.3f} TFLOP/s, copy {byte_rate / 1e9:.1f} GB/s")
+    flop_rate, byte_rate = rates
     floor = max(case.flops / flop_rate, case.bytes / byte_rate) + case.tile_bytes / byte_rate
     for name in case.implementations:
         if name == "reference":
             continue
-        label = f"    {name:18}"
         compiled = jax.jit(lambda *a, name=name: case.call(name, *a))
         try:
             actual = np.asarray(compiled(*case.arguments), np.float32)
         except NotImplementedError as error:
-            print(f"{label} not here: {error}")
+            yield Timing(name, None, None, f"not here: {error}", None)
             continue
-        worst = np.abs(actual - expected).max() / np.abs(expected).max()
+        worst = float(np.abs(actual - expected).max() / np.abs(expected).max())
         if not worst <= case.tolerance:
-            print(f"{label} WRONG: differs from XLA by {worst:.1e} of the largest")
+            said = f"WRONG: differs from XLA by {worst:.1e} of the largest"
+            yield Timing(name, None, worst, said, None)
             continue
         seconds = seconds_of(compiled, *case.arguments)
+        yield Timing(name, seconds, worst, "", floor / seconds)
+
+
+def report(case: Case, dtype: str) -> None:
+    """Prints them."""
+    rates = roofline(dtype)
+    print(f"  {case.name}, {dtype}: matmul {rates[0] / 1e12:.3f} TFLOP/s, copy {rates[1] / 1e9:.1f} GB/s")
+    for timing in timings(case, rates):
+        label, seconds = f"    {timing.implementation:18}", timing.seconds
+        if seconds is None:
+            print(f"{label} {timing.said}")
+            continue
         print(
             f"{label} {seconds * 1e3:9.3f} ms  {case.flops / seconds / 1e12:8.3f} TFLOP/s  "
-            f"{case.bytes / seconds / 1e9:8.1f} GB/s  {floor / seconds:5.0%} of the roofline"
+            f"{case.bytes / seconds / 1e9:8.1f} GB/s  {timing.of_roofline:5.0%} of the roofline"
         )
 
 

@@ -102,8 +102,11 @@ def test_run_json_brings_the_config_back():
         ({"distributed": "localhost:1,2,2"}, "'distributed' must be COORDINATOR:PORT,COUNT,ID"),
         ({"distributed": f"localhost:1,{'9' * 5000},2"}, "'distributed' must be COORDINATOR:PORT,COUNT,ID"),
         (
-            {"stream": "true", "analyses": "head_ablation", "replacement": "mean", "mean_over": "tokens"},
-            "'stream'",
+            {
+                **{"stream": "true", "analyses": "gradient_attribution"},
+                **{"positions": "all", "replacement": "mean"},
+            },
+            "'stream'.* needs replacement 'zero'; got 'mean'",
         ),
     ],
 )

@@ -96,7 +96,7 @@ def test_every_kind_of_grid_is_there(trained):
     }
     assert len(grids.select(kind="dynamic_context").values("template")) == 4
     (effect,) = grids.select(kind="ablation_logprob")
-    assert effect.samples.shape == (len(PROMPTS), 5, 8)
+    assert effect.samples.shape == (len(PROMPTS), 3, 4)
     np.testing.assert_allclose(effect.samples.mean(axis=0), effect.scores, atol=1e-6)
     spread = effect.samples.std(axis=0, ddof=1) / len(PROMPTS) ** 0.5
     np.testing.assert_allclose(effect.stderr, spread, rtol=1e-4)

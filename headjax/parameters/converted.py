@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -404,8 +405,17 @@ def _replacing(directory: Path) -> Iterator[Path]:
                     _put_back(directory)
                     raise
         finally:
-            shutil.rmtree(new, ignore_errors=True)
+            _remove(new)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove(directory: Path) -> None:
+    """Removes it, and what threads of a failed writing still put there in the next moments."""
+    for _ in range(20):
+        shutil.rmtree(directory, ignore_errors=True)
+        if not directory.exists():
+            return
+        time.sleep(0.05)
 
 
 def _put_back(directory: Path) -> None:

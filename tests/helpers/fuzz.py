@@ -45,6 +45,9 @@ from headjax.model import parameter_shapes
 from headjax.parameters.cache import ensure_converted
 from headjax.parameters.converted import read_config, read_parameters, read_provenance, write_checkpoint
 from headjax.report.curve_tables import CurveRow
+from headjax.report.options import Report
+from headjax.report.page.data import describe_run
+from headjax.result import Result
 from tests.helpers import tiny_tokenizers
 from tests.helpers.damage import Damage, damage_bytes, damage_json
 from tests.helpers.runs import altered
@@ -530,7 +533,9 @@ def finished_run(directory: Path) -> Target:
     contents = {"ablation_curves.csv": CURVES, "circuits.csv": CIRCUITS}
     for name, content in contents.items():
         (directory / name).write_text(content, "utf-8")
-    results = [directory / name for name in ("scores.npz", *contents)]
+    said = describe_run("tiny", Result(_grids()), {}, [], Report(), [], {})
+    (directory / "page.json").write_text(json.dumps(said), "utf-8")
+    results = [directory / name for name in ("scores.npz", "page.json", *contents)]
     described = {"config": config, "models": [{"name": "tiny"}]}
     record = write_record(directory, described, digests(directory, results))
 
