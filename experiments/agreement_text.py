@@ -68,10 +68,10 @@ def agreement_section(
         "**A** direct logit attribution, **G** gradient, **X** log-probability lost by ablating the head at "
         "the last position. Columns with ~ are Spearman's correlation over all heads; * is p < "
         f"{SIGNIFICANT}, two-sided and uncorrected, - where one of the two is the same for every head. A hit "
-        f"is a rank within k = {rule.top_k} (copying: {rule.top_k_copying}). *constant*: the static score of a "
-        "head that writes the same k words whatever it reads; a best S not above it says little. *accuracy*: on "
-        f"task prompts, no head removed. *best S needed*: the head of the best S is one of the first {N_TOP} "
-        "by X.",
+        f"is a rank within k = {rule.top_k} (copying: {rule.top_k_copying}). *constant*: the static score of "
+        "a head that writes the same k words whatever it reads; a best S not above it says little. "
+        "*accuracy*: on task prompts, no head removed. *best S needed*: the head of the best S is one of the "
+        f"first {N_TOP} by X.",
         "",
     ]
 
