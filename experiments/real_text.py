@@ -12,7 +12,7 @@ from headjax.circuits.prediction import ALL_ROLES
 from headjax.data.hit_rule import HitRule
 from headjax.grid import SUPPRESSION, GridSet, HeadGrid, category_counts, head_categories
 from headjax.report.markdown import markdown_code, markdown_text
-from headjax.stats import wilson
+from headjax.stats import p_text, wilson
 
 CAPITALS, NAMES = "country_to_capital", "name_copying"
 N_SHOWN, N_TOKENS = 5, 6  # heads of a line, salient tokens of a head
@@ -61,7 +61,9 @@ def introduction(found: Finished) -> list[str]:
     about = found.about
     model, c, versions = about["models"][0], about["models"][0]["config"], about["versions"]
     relations, skipped = model["relations"], model["skipped"]
-    left_out = ", ".join(f"{one.replace('_', ' ')} ({reason})" for one, reason in skipped.items())
+    # Of a reason the words that were dropped are left out.
+    left_out = ", ".join(f"{one.replace('_', ' ')} ({why.split('; ')[0]})" for one, why in skipped.items())
+    begins = f"begin with {markdown_code(model['bos']['text'])}" if model["bos"] else "begin with a word"
     return [
         f"# A real model: {markdown_text(model['name'])}",
         "",
@@ -71,8 +73,7 @@ def introduction(found: Finished) -> list[str]:
         f"d_head {c['d_head']}, d_model {c['d_model']}, a vocabulary of {c['vocab_size']:,} tokens; float32, "
         f"{about['devices']['platform']}, jax {versions['jax']}, {found.day:%Y-%m-%d}. {len(relations)} "
         f"relations have {sum(relations.values()):,} pairs of single tokens; left out: {left_out or 'none'}. "
-        f"At most {about['config']['data']['n_prompts']} prompts of each relation; in front of them: "
-        f"{markdown_code(model['bos']['text']) if model['bos'] else 'nothing'}.",
+        f"At most {about['config']['data']['n_prompts']} prompts of each relation, which {begins}.",
         "",
         f"    {ZOO}",
         "    python -m experiments.real out/real",
@@ -203,7 +204,7 @@ def circuit_section(found: Finished, folder: str) -> list[str]:
             row["relation"].replace("_", " "),
             row["kind"].replace("_", " "),
             f"{float(row['auc']):.2f}",
-            f"{float(row['p_value']):.3f}",
+            p_text(float(row["p_value"])),
             f"{float(row['precision']):.2f}",
         ]
         for row in best
