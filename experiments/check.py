@@ -12,15 +12,16 @@ import experiments.models  # noqa: F401  `planted` and `trained` are known by na
 from experiments.compare import check_comparison, check_comparison_size
 from experiments.config import RunConfig
 from headjax import zoo
-from headjax.analyses.base import FORWARD, check_analyses
+from headjax.analyses.base import FORWARD, check_analyses, check_report
 from headjax.circuits.published import check_fits
-from headjax.circuits.tables import read_marks
 from headjax.errors import InputError
 from headjax.grid import COORDINATES, GridSet
 from headjax.io import atomic_write, check_file_names
+from headjax.report.drawing import read_marks
+from headjax.report.table import check_forms
 from headjax.study import Study
 
-WRITTEN = (".csv", ".json", ".md", ".npz", ".pdf", ".png", ".tex")
+WRITTEN = (".csv", ".json", ".md", ".npz", ".pdf", ".png", ".svg", ".tex", ".parquet")
 
 
 def display_names(config: RunConfig) -> dict[str, str]:
@@ -42,23 +43,16 @@ def check_study(study: Study, config: RunConfig) -> set[str]:
     coordinates = check_analyses(study, config.analyses, {})
     scored = {grid.relation for own in coordinates.values() for grid in own}
     named = (*(pairs.relation.id for pairs in study.pairs), *sorted(scored))
-    relations = list(dict.fromkeys(named))
-    for relation in config.report.heat_maps:
-        _check_scored("heat_maps", relation, relations)
+    order = list(dict.fromkeys(named))
+    grids = sorted(
+        (grid for own in coordinates.values() for grid in own), key=lambda grid: order.index(grid.relation)
+    )
+    check_report(config.report, config.analyses.values(), study.data, grids)
     for entry in config.report.circuits:
-        relation, circuit = read_marks(entry)
-        if relation is not None:
-            _check_scored("circuits", relation, relations)
-        check_fits(circuit, study.config.n_layers, study.config.n_heads)
+        check_fits(read_marks(entry)[1], study.config.n_layers, study.config.n_heads)
     size = (study.config.n_layers, study.config.n_heads)
     check_comparison_size(config.compare, study.display_name, size)
     return scored
-
-
-def _check_scored(field: str, relation: str, relations: Sequence[str]) -> None:
-    if relation not in relations:
-        rule = f"{field} must name relations that are scored: {', '.join(relations)}"
-        raise InputError(f"{rule}; got {relation!r}")
 
 
 def check_devices(study: Study, config: RunConfig) -> None:
@@ -82,6 +76,7 @@ def check_together(config: RunConfig, named: Sequence[tuple[str, set[str]]]) -> 
         ((m, relation) for m, own in named for relation in sorted(own)), "models with their relations"
     )
     check_comparison(config, models)
+    check_forms(config.report.tables)
 
 
 def check_out(out: Path) -> None:

@@ -280,6 +280,7 @@ def _run_file(file: Path) -> RunConfig:
 # Fields of the run itself, and those of plans.
 ALWAYS = frozenset(
     {"model", "analyses", "ignore_fields", "compare", "seed", "distributed", "out", "checkpoint_dir"}
+    | {"report.tables"}
 )
 PLANNED = frozenset({"compute.rate", "compute.device_memory"})
 

@@ -61,8 +61,8 @@ def draw_again(out: Path, fields: Mapping[str, str]) -> list[Path]:
     changes = {}
     for name, text in fields.items():
         place = find_place(config, name)
-        if not place.startswith("report."):
-            names = ", ".join(field.name for field in options(Report))
+        if not place.startswith("report.") or place == "report.tables":
+            names = ", ".join(field.name for field in options(Report) if field.name != "tables")
             rule = f"figures are drawn again with other values of {names}"
             raise InputError(f"{rule}; {name} needs another run")
         changes[place] = parse_at(config, place, text)

@@ -36,7 +36,7 @@ def correlations(model: str) -> RunConfig:
         model=model,
         analyses=("relation_scores", "dynamic_scores", "universality"),
         compare=("maps_scores", "maps_correlations"),
-        report=Report(latex=True),
+        report=Report(tables=("tex",)),
         out=f"out/paper/correlations_{model}",
     )
 

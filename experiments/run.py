@@ -137,7 +137,7 @@ def run_alone(config: RunConfig, stages: Stages) -> list[Path]:
     if config.compare:
         tables.append(Table("comparison", Comparison._fields, compared, comparison_table(compared)))
     for table in tables:
-        files += table.write(out)
+        files += table.write(out, config.report.tables)
     with stages.stage("figures"):
         files += draw_all(found, compared, config)
     with stages.stage("page"):

@@ -82,6 +82,12 @@ class Coordinate(NamedTuple):
         return "_".join(filter(None, (self.measure, self.part, metric, self.sign)))
 
 
+def sentence(word: str) -> str:
+    """`my_score` as `My score`."""
+    text = word.replace("_", " ")
+    return text[:1].upper() + text[1:]
+
+
 @dataclass(frozen=True, eq=False)
 class HeadGrid:
     """One number for each head of one model, and what it was measured on.
@@ -122,7 +128,7 @@ class HeadGrid:
             if getattr(self, field) is not None:
                 object.__setattr__(self, field, np.asarray(getattr(self, field), np.float32))
         if not self.name:
-            object.__setattr__(self, "name", self.relation.replace("_", " ").capitalize())
+            object.__setattr__(self, "name", sentence(self.relation))
 
     @property
     def kind(self) -> str:

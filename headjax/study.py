@@ -49,7 +49,7 @@ from headjax.data.templates import DYNAMIC_TEMPLATES, SLOT
 from headjax.engine.mesh import AXES, MODEL_AXIS, make_mesh, one_by_one
 from headjax.engine.metrics import mean_and_stderr, mean_with_error
 from headjax.errors import InputError, shown
-from headjax.grid import HeadGrid
+from headjax.grid import HeadGrid, sentence
 from headjax.inputs import DTYPES, PRECISIONS, check_count
 from headjax.io import check_file_names
 from headjax.kernels import platform
@@ -346,7 +346,7 @@ class Study:
         for pairs in self.pairs:
             if pairs.relation.id == relation:
                 return pairs.relation.name, pairs.relation.category
-        return GENERATOR_NAMES.get(relation, relation), PROMPT_CATEGORY
+        return GENERATOR_NAMES.get(relation) or sentence(relation), PROMPT_CATEGORY
 
     def _once(self, key: tuple, make: Callable[[], T]) -> T:
         if key not in self._batches:

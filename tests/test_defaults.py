@@ -74,6 +74,7 @@ NO_RESULT = (
     "copies",
     "most",
     "points",
+    "removed",
 )
 # Of a run's fields and those of analyses, by place; every other field is None, False or empty.
 CONFIG_DEFAULTS = {
@@ -81,7 +82,8 @@ CONFIG_DEFAULTS = {
     **{"data.min_pairs": 30, "report.threshold": 0.15, "report.count_suppression": True},
     **{"compute.dtype": "float32", "compute.precision": "highest", "compute.batch_size": 64},
     **{"report.orientation": "layer_x", "report.origin": "lower", "report.formats": ("png", "pdf")},
-    **{"report.size": 1.0, "report.title": "{}", "report.colors": "viridis"},
+    **{"report.size": 1.0, "report.width": "free", "report.title": "{}", "report.colors": "viridis"},
+    **{"report.scale": "fixed", "report.annotate": 0, "report.palette": "clear", "report.several": "color"},
     **{
         f"{analysis}.{name}": default
         for analysis in ("head_ablation", "gradient_attribution", "ablation_curves")

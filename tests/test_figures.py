@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.colors import to_rgba
 
 from headjax import figures
@@ -17,40 +18,9 @@ from headjax.errors import InputError
 from headjax.figures import Curve, Panel
 from headjax.grid import GridSet, HeadGrid, load_npz, save_npz
 from tests.helpers.figure_checks import assert_tidy
+from tests.helpers.figure_grids import CATEGORIES, SIZES, model_grids, relation_panels, scores
 
-SIZES = [(3, 3), (12, 12), (24, 16), (48, 25), (80, 64), (48, 1), (2, 40)]
-CATEGORIES = ("Algorithmic", "Knowledge", "Linguistic", "Translation")
-LEGEND = {
-    "Unclassified": "gray",
-    "Algorithmic": "blue",
-    "Knowledge": "orange",
-    "Linguistic": "green",
-    "Translation": "red",
-    "2 categories": "purple",
-    "3 categories": "brown",
-    "4 categories": "pink",
-}
-
-
-def scores(layers: int, heads: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).beta(0.2, 2, size=(layers, heads)).astype(np.float32)
-
-
-def model_grids(model: str, layers: int, heads: int) -> GridSet:
-    return GridSet(
-        tuple(
-            HeadGrid(scores(layers, heads, i), model, f"relation_{i}", category, "static", 40)
-            for i, category in enumerate(CATEGORIES)
-        )
-    )
-
-
-def relation_panels(model: str, layers: int, heads: int, marks=None) -> list[Panel]:
-    names = ("Name copying", "Country to capital")
-    return [
-        Panel(scores(layers, heads, i), f"{model}: {name} heads", f"{name} score", marks, figures.NO_MARKS)
-        for i, name in enumerate(names)
-    ]
+LEGEND = figures.MAP_COLORS
 
 
 # ---------------------------------------------------------------------------------------- category map
@@ -91,7 +61,8 @@ def test_category_map_says_what_it_shows():
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == list(LEGEND)
     colors = [patch.get_facecolor() for patch in legend.get_patches()]
-    assert colors == [to_rgba(f"tab:{color}") for color in LEGEND.values()]
+    assert colors == [to_rgba(color) for color in LEGEND.values()]
+    assert legend.get_title().get_text() == "A score above 0.15"
 
 
 def test_head_zero_can_be_at_the_top():
@@ -120,10 +91,10 @@ def test_each_head_has_the_colour_of_its_category_or_their_number():
         values[2, 1] = 0.5 * (i > 0)
         grids.append(HeadGrid(values, "Tiny", f"relation_{i}", category, "static", 40))
     (axes,) = figures.draw_category_map(GridSet(tuple(grids))).axes
-    expected = np.full((layers, heads), "gray", dtype=object)
-    expected[:4, 0] = ["blue", "orange", "green", "red"]
-    expected[4, :2], expected[3, 1], expected[2, 1] = "pink", "purple", "brown"
-    want = [[to_rgba(f"tab:{color}") for color in row] for row in expected]
+    expected = np.full((layers, heads), "Unclassified", dtype=object)
+    expected[:4, 0] = CATEGORIES
+    expected[4, :2], expected[3, 1], expected[2, 1] = "4 categories", "2 categories", "3 categories"
+    want = [[to_rgba(LEGEND[name]) for name in row] for row in expected]
     np.testing.assert_allclose(cell_colors(axes), want)
 
 
@@ -317,7 +288,7 @@ def test_ablation_curves_are_tidy_and_complete(limits):
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("Heads ablated", value)
     np.testing.assert_array_equal(axes.lines[0].get_ydata(), falling)
     assert len(axes.lines) == 7
-    assert len(axes.collections) == 1  # the band
+    assert len([one for one in axes.collections if not isinstance(one, LineCollection)]) == 1  # the band
     entries = [text.get_text() for text in figure.legends[0].get_texts()]
     assert entries[:2] == ["Country to capital heads", "Random heads (95 % band)"]
     assert len(entries) == 7
@@ -329,10 +300,10 @@ def test_ablation_curves_are_tidy_and_complete(limits):
 def test_circuit_overlap_counts_and_colours_the_heads(size, orientation):
     layers, heads = size
     last = Head(layers - 1, heads - 1)
-    circuits = {"country_to_capital": [Head(0, 0), last], "a_task_with_a_long_name": [last, Head(1, 0)]}
+    circuits = {"Country to capital": [Head(0, 0), last], "a task with a long name": [last, Head(1, 0)]}
     figure = figures.draw_circuit_overlap(circuits, size, "GPT-2 medium: components reused", orientation)
     entries = [" ".join(text.get_text().split()) for text in figure.legends[0].get_texts()]
-    assert entries == ["both: 1", "country to capital only: 1", "a task with a long name only: 1"]
+    assert entries == ["both: 1", "Country to capital only: 1", "a task with a long name only: 1"]
     (mesh,) = figure.axes[0].collections
     cells = np.asarray(mesh.get_array()).reshape((heads, layers) if orientation == "layer_x" else size)
     shown = cells.T if orientation == "layer_x" else cells

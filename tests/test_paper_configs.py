@@ -37,7 +37,7 @@ KINDS = {
     "correlations": {
         "analyses": ("relation_scores", "dynamic_scores", "universality"),
         "compare": ("maps_scores", "maps_correlations"),
-        "latex": True,
+        "tables": ("tex",),
     },
     "causal": {
         "relations": CAUSAL,

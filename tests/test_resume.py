@@ -204,7 +204,7 @@ def test_the_key_is_of_what_determines_the_numbers_and_of_nothing_else(config, t
     elsewhere = {"model": str(tmp_path / "moved"), "relations_dir": str(tmp_path / "relations")}
     same = (
         {"out": "elsewhere", "checkpoint_dir": "elsewhere", "parallel": "pmap", "device_memory": 1.0},
-        {"threshold": 0.5, "heat_maps": ("copying",), "circuits": ("copying=L1H2",), "latex": True},
+        {"threshold": 0.5, "heat_maps": ("copying",), "circuits": ("copying=L1H2",), "tables": ("md",)},
         elsewhere,
     )
     for changes in same:
@@ -244,8 +244,9 @@ def test_the_key_is_of_what_determines_the_numbers_and_of_nothing_else(config, t
 OUTSIDE = {
     *("model", "out", "checkpoint_dir", "distributed", "compare", "ignore_fields"),
     *("relations", "relations_dir", "prompts", "mesh", "parallel", "rate", "device_memory"),
-    *("threshold", "count_suppression", "latex", "circuits", "heat_maps", "orientation", "origin"),
-    *("formats", "size", "title", "colors"),
+    *("threshold", "count_suppression", "tables", "circuits", "heat_maps", "orientation", "origin"),
+    *("formats", "size", "width", "transparent", "title", "colors", "scale", "annotate"),
+    *("palette", "several"),
 }
 # Of analyses, those of the run.
 OTHER_OPTIONS = {

@@ -37,6 +37,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, list[
         model=MODEL,
         relations_dir=write_relations("trained-llama", tmp / "relations"),
         min_pairs=3,
+        top_k_copying=20,
         circuits=("copying=L1H2",),
         out=str(tmp / "out"),
         checkpoint_dir=str(tmp / "checkpoints"),
@@ -51,11 +52,12 @@ def test_writes_every_file_it_names(finished):
     figures = {"category_map", "relations_trained-llama_copying"}
     assert names == {
         *("scores.csv", "scores.npz", "summary.csv", "pairs.csv", "circuit_prediction.csv", "run.json"),
+        "head_categories.csv",
         *("page.json", "report.html"),
         *(f"figures/{figure}.{kind}" for figure in figures for kind in ("png", "pdf")),
     }
     assert {f.relative_to(out).as_posix() for f in out.rglob("*") if f.is_file()} == names
-    assert all(file.stat().st_size > 100 for file in files)
+    assert all(file.stat().st_size > 60 for file in files)
 
 
 def test_scores_of_all_heads_in_csv_and_npz(finished):
@@ -64,6 +66,7 @@ def test_scores_of_all_heads_in_csv_and_npz(finished):
         rows = list(csv.DictReader(file))
     assert {row["kind"] for row in rows} == {"static", "static_suppression"}
     assert len(rows) == 2 * 3 * 4  # signs, layers, heads
+    assert {float(row["score"]) for row in rows} > {0.0}
     assert {(row["model"], row["relation"], row["n_pairs"]) for row in rows} == {
         ("trained-llama", "copying", "4")
     }
@@ -142,6 +145,9 @@ def test_figures_are_drawn_again_otherwise(finished, tmp_path: Path):
     assert (out / "figures" / "category_map.png").read_bytes() != before[out / "figures" / "category_map.png"]
     for fields, message in (
         ({"top_k": "3"}, "are drawn again with other values of threshold, .*; top_k needs another run"),
+        ({"tables": "md"}, "are drawn again with other values of threshold, .*; tables needs another run"),
+        ({"circuits": "unknown=L1H2"}, "circuits must name relations whose heads are scored: copying; got"),
+        ({"heat_maps": "unknown"}, "heat_maps must name relations that are scored: copying; got 'unknown'"),
         ({"formats": "gif"}, "field 'formats' must be one of png, pdf, svg; got 'gif'"),
         ({"formats": ""}, "field 'formats' must name at least one; got none"),
         ({"colour": "x"}, "a config has no field 'colour'; near ones: colors"),

@@ -103,7 +103,7 @@ def refused(monkeypatch, capsys, count_compiles) -> Callable[[RunConfig], str]:
         ({"circuits": ("copying=nowhere.json",)}, "nowhere.json: cannot be read"),
         (
             {"circuits": ("nobody=L1H1",)},
-            "circuits must name relations that are scored: capitals, copying",
+            "circuits must name relations whose heads are scored: capitals, copying",
         ),
         (
             {"heat_maps": ("copyin",)},

@@ -45,12 +45,14 @@ TWINS = {"prompts": "{}/twins.jsonl"}
 
 
 class Found(NamedTuple):
-    """What a run left: its grids, all files as bytes, how many steps each sweep took, what was drawn."""
+    """What a run left: its grids, all files as bytes, how many steps each sweep took, what was drawn, and in
+    which looks; what those do, test_looks.py shows."""
 
     grids: GridSet
     files: Mapping[str, bytes]
     steps: list[tuple[str, int]]
     drawn: list[tuple]
+    looks: list[figures.Look]
 
     def rows(self, name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(self.files[name].decode().splitlines()))
@@ -94,10 +96,12 @@ class Recorder:
 
     def __init__(self, out: str):
         self.drawn: list[tuple] = []
+        self.looks: list[figures.Look] = []
         self.out = out
 
     def record(self, name: str) -> Callable[..., tuple]:
         def draw(*arguments: Any, **options: Any) -> tuple:
+            self.looks.append(figures.LOOK.get())
             self.drawn.append((name, self.plain(arguments), self.plain(options)))
             return ()
 
@@ -141,7 +145,9 @@ def found(config, tmp_path_factory) -> Callable[..., Found]:
         files = {
             file.relative_to(out).as_posix(): file.read_bytes() for file in out.rglob("*") if file.is_file()
         }
-        known[repr(changed)] = Found(load_npz(out / "scores.npz"), files, steps, recorder.drawn)
+        known[repr(changed)] = Found(
+            load_npz(out / "scores.npz"), files, steps, recorder.drawn, recorder.looks
+        )
         return known[repr(changed)]
 
     return find
@@ -231,8 +237,14 @@ def marks(found: Found) -> list:
     return [call[2]["circuits"] for call in found.drawn if call[0] == "relation_heat_map"]
 
 
-def has_latex(found: Found) -> bool:
-    return "correlations.tex" in found.files
+def forms(found: Found) -> set[str]:
+    """The forms of the tables of scores."""
+    return {name for name in found.files if name.startswith(("summary.", "correlations."))}
+
+
+def looks(found: Found) -> set[figures.Look]:
+    """With which look figures were drawn."""
+    return set(found.looks)
 
 
 def recorded(found: Found) -> dict:
@@ -304,7 +316,20 @@ CASES = (
     Case("n_stages", 1, ("circuit_discovery",), stages, {"1"}, TWO_STAGES),
     Case("top_share", 0.05, ("circuit_discovery",), n_circuit, 1, TWO_STAGES | {"n_stages": 1}),
     Case("min_effect", 1000, ("circuit_discovery",), n_circuit, 0, TWO_STAGES),
-    Case("latex", True, STATIC + DYNAMIC, has_latex, True),
+    Case(
+        *("tables", ("tex", "md"), STATIC + DYNAMIC, forms),
+        {f"{table}.{form}" for table in ("summary", "correlations") for form in ("csv", "tex", "md")},
+    ),
+    Case("formats", ("svg",), STATIC, looks, {figures.Look(formats=("svg",))}),
+    Case("size", 2.0, STATIC, looks, {figures.Look(size=2.0)}),
+    Case("width", "column", STATIC, looks, {figures.Look(width="column")}),
+    Case("transparent", True, STATIC, looks, {figures.Look(transparent=True)}),
+    Case("title", "Mine", STATIC, looks, {figures.Look(title="Mine")}),
+    Case("colors", "magma", STATIC, looks, {figures.Look(colors="magma")}),
+    Case("scale", "auto", STATIC, looks, {figures.Look(scale="auto")}),
+    Case("annotate", 3, STATIC, looks, {figures.Look(annotate=3)}),
+    Case("palette", "published", STATIC, looks, {figures.Look(palette="published")}),
+    Case("several", "digits", STATIC, looks, {figures.Look(several="digits")}),
     Case("circuits", ("L1H2",), STATIC, marks),
     Case("heat_maps", ("copying",), STATIC, heat_maps, [[[("static", "copying")]]]),
     Case("orientation", "head_x", STATIC, figure_options),
@@ -315,7 +340,6 @@ ELSEWHERE = {
     **dict.fromkeys(("model", "out", "checkpoint_dir"), "test_run.py"),
     **dict.fromkeys(("mesh", "parallel"), "test_mesh.py"),
     **dict.fromkeys(("rate", "device_memory"), "test_plan.py"),
-    **dict.fromkeys(("formats", "size", "title", "colors"), "test_run.py"),
     "precision": "test_model.py",
     "n_shown": "test_page.py",
     "ignore_fields": "test_fields.py",
@@ -385,7 +409,7 @@ def test_what_is_called_idle_changes_nothing(analysis: str, prompts: str | None,
     unread = [name for name in OTHER if idle(asked, [place[name]])]
     # Nothing but relation scores is streamed where the others are not.
     changed = {name: OTHER[name] for name in unread if name != "stream" or analysis == "relation_scores"}
-    assert changed
+    assert changed or (analysis, prompts) == ("ablation_curves", None)  # which use every field there is
     usual, other = found(**base), found(**base, **changed)
     assert other.files.keys() == usual.files.keys()
     for name, content in usual.files.items():

@@ -42,7 +42,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunConfig, list[P
             *("relation_scores", "dynamic_scores", "logit_attribution"),
             *("head_ablation", "gradient_attribution", "attention_patterns"),
         ),
-        latex=True,
+        tables=("tex", "md"),
         out=str(tmp / "out"),
         checkpoint_dir=str(tmp / "checkpoints"),
     )

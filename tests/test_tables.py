@@ -132,8 +132,8 @@ def test_the_printed_summary_leaves_out_single_templates(scored, tmp_path):
     run = config(tmp_path)
     made = {table.name: table for table in report_tables(found, run.analyses, (), run.report, 0)}
     assert "The <X> is" in {row.template for row in made["summary"].rows}
-    assert "dynamic_context" not in made["summary"].text
-    assert "static" in made["summary"].text
+    assert "Dynamic score" not in made["summary"].text
+    assert "Relation score" in made["summary"].text
 
 
 def test_the_two_grids_with_the_largest_numbers_are_drawn_unless_others_are_asked_for():

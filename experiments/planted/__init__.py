@@ -10,8 +10,9 @@ import json
 import os
 import shutil
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Float
@@ -68,8 +69,16 @@ MIXED = (
 )
 
 
-def build(directory: Path | str, seed: int = 0) -> Path:
+def build(
+    directory: Path | str,
+    seed: int = 0,
+    shape: tuple[int, int] = weights.SHAPE,
+    placed: Mapping[Head, str] = MappingProxyType({}),
+) -> Path:
     """Writes the planted checkpoint into a directory of its own and returns the directory.
+
+    `shape` is how many layers and heads it has; `placed` says which heads carry which relations, besides
+    those drawn at random.
 
     It holds config.json, model.safetensors, tokenizer.json, tokenizer_config.json, relations/ and
     planted.json, and appears whole or not at all. If it is there already, made from the same words and
@@ -79,13 +88,17 @@ def build(directory: Path | str, seed: int = 0) -> Path:
     """
     directory = Path(directory)
     relations, vocabulary = choose_relations(), make_vocabulary()
-    fingerprint = hashlib.sha256(repr((VERSION, seed, relations, list(vocabulary))).encode()).hexdigest()
+    # The usual one is known by words and seed alone.
+    other = () if shape == weights.SHAPE and not placed else (shape, sorted(placed.items()))
+    fingerprint = hashlib.sha256(
+        repr((VERSION, seed, relations, list(vocabulary), *other)).encode()
+    ).hexdigest()
     if is_planted(directory) and read_record(directory)["fingerprint"] == fingerprint:
         return directory
 
     rng = np.random.default_rng(seed)
-    plantings = plan_heads([relation.id for relation in relations], rng)
-    tensors = draw_tensors(relations, vocabulary, plantings, rng)
+    plantings = plan_heads([relation.id for relation in relations], shape, placed, rng)
+    tensors = draw_tensors(relations, vocabulary, plantings, shape, rng)
     record = {
         "version": VERSION,
         "seed": seed,
@@ -99,7 +112,7 @@ def build(directory: Path | str, seed: int = 0) -> Path:
     try:
         if directory.exists() and any(directory.iterdir()) and not is_planted(directory):
             raise InputError(f"the planted checkpoint needs a directory of its own; {directory} is not empty")
-        write_files(temporary, relations, vocabulary, tensors, record)
+        write_files(temporary, relations, vocabulary, tensors, record, shape)
         if directory.exists():
             shutil.rmtree(directory)
         temporary.rename(directory)
@@ -120,13 +133,18 @@ def read_record(directory: Path | str) -> dict:
     return read_json(Path(directory) / RECORD)
 
 
-def plan_heads(ids: Sequence[str], rng: np.random.Generator) -> list[Planting]:
-    """Which head carries what: two heads for each relation alone, then MIXED, on heads drawn at random."""
+def plan_heads(
+    ids: Sequence[str], shape: tuple[int, int], placed: Mapping[Head, str], rng: np.random.Generator
+) -> list[Planting]:
+    """Which head carries what: two heads for each relation alone, then MIXED, on heads drawn at random, and
+    those that are placed."""
     contents = [*ids, *ids, *MIXED]
-    places = rng.permutation(weights.N_LAYERS * weights.N_HEADS)[: len(contents)].tolist()
+    heads = [Head(*divmod(place, shape[1])) for place in rng.permutation(shape[0] * shape[1]).tolist()]
+    free = [head for head in heads if head not in placed]
+    carried = dict(zip(free, contents, strict=False)) | dict(placed)
     return sorted(
-        Planting(*divmod(place, weights.N_HEADS), ids.index(word.lstrip("-")), -1 if word[0] == "-" else 1)
-        for place, content in zip(places, contents, strict=True)
+        Planting(*head, ids.index(word.lstrip("-")), -1 if word[0] == "-" else 1)
+        for head, content in carried.items()
         for word in content.split()
     )
 
@@ -135,6 +153,7 @@ def draw_tensors(
     relations: Sequence[Relation],
     vocabulary: dict[str, int],
     plantings: Sequence[Planting],
+    shape: tuple[int, int],
     rng: np.random.Generator,
 ) -> dict[str, Float[np.ndarray, "..."]]:
     """All tensors, float32, by their Hugging Face names.
@@ -149,26 +168,26 @@ def draw_tensors(
     for planting in plantings:
         carried[planting.layer, planting.head].append((planting.relation, planting.sign))
     for _ in range(MAX_DRAWS):
-        codes = weights.draw_codes(rng)
+        codes = weights.draw_codes(weights.D_MODEL // shape[1], rng)
         W_E = weights.draw_embedding(tokens, len(vocabulary), quiet, codes, rng)
         pairs = make_pairs(tokens, top_k, W_E, codes)
         heads = {place: weights.plant_head(place[0], what, codes, rng) for place, what in carried.items()}
         if all(as_planted(pairs, place[0], head, carried[place]) for place, head in heads.items()):
-            for place in np.ndindex(weights.N_LAYERS, weights.N_HEADS):
+            for place in np.ndindex(*shape):
                 if place not in heads:
-                    heads[place] = draw_random_head(place[0], pairs, rng)
+                    heads[place] = draw_random_head(place[0], pairs, codes.d_head, rng)
             return weights.gpt2_tensors(W_E, heads, codes, rng)
     raise RuntimeError(f"{MAX_DRAWS} draws of codes gave no model with the planted heads and no others")
 
 
-def draw_random_head(layer: int, pairs: Pairs, rng: np.random.Generator) -> HeadWeights:
+def draw_random_head(layer: int, pairs: Pairs, d_head: int, rng: np.random.Generator) -> HeadWeights:
     """A random head that carries nothing.
 
     It favours some words, and where those answer much of a relation (four pronouns answer all of one) it
     would pass for planted; such a head, about one in a hundred, is drawn again.
     """
     for _ in range(MAX_DRAWS):
-        head = weights.random_head(rng)
+        head = weights.random_head(d_head, rng)
         if as_planted(pairs, layer, head, []):
             return head
     raise RuntimeError(f"{MAX_DRAWS} random heads in layer {layer} all carry a relation")
@@ -180,6 +199,7 @@ def write_files(
     vocabulary: dict[str, int],
     tensors: dict[str, Float[np.ndarray, "..."]],
     record: dict,
+    shape: tuple[int, int],
 ) -> None:
     """The checkpoint's files, into a new directory."""
     (directory / "relations").mkdir(parents=True)
@@ -191,8 +211,8 @@ def write_files(
             "architectures": ["GPT2LMHeadModel"],
             "vocab_size": len(vocabulary),
             "n_positions": weights.MAX_POSITIONS,
-            "n_layer": weights.N_LAYERS,
-            "n_head": weights.N_HEADS,
+            "n_layer": shape[0],
+            "n_head": shape[1],
             "n_embd": weights.D_MODEL,
             "n_inner": weights.D_MLP,
             "activation_function": "gelu_new",

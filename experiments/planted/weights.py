@@ -21,7 +21,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-N_LAYERS, N_HEADS, D_HEAD, D_MODEL, D_MLP, MAX_POSITIONS = 12, 12, 40, 480, 304, 96
+SHAPE = (12, 12)  # layers and heads
+D_MODEL, D_MLP, MAX_POSITIONS = 480, 304, 96
 N_RELATIONS = 20
 
 # How the residual stream is divided.
@@ -64,6 +65,11 @@ class Codes(NamedTuple):
     target: Float[np.ndarray, "R K T"]
     rotation: Float[np.ndarray, "E E"]
 
+    @property
+    def d_head(self) -> int:
+        """K, of which a head's codes are made."""
+        return self.source.shape[1]
+
 
 class HeadWeights(NamedTuple):
     """One head; b_K and b_V are 0."""
@@ -94,9 +100,9 @@ def frame(n: int, d: int, rng: np.random.Generator) -> Float[np.ndarray, "n d"]:
     return np.linalg.qr(rng.normal(size=(d, n)))[0].T
 
 
-def spread_codes(n: int, rng: np.random.Generator) -> Float[np.ndarray, "n K"]:
+def spread_codes(n: int, d_head: int, rng: np.random.Generator) -> Float[np.ndarray, "n K"]:
     """n unit vectors that are far from each other: random ones, pushed apart by their overlaps."""
-    codes = unit(rng.normal(size=(n, D_HEAD)))
+    codes = unit(rng.normal(size=(n, d_head)))
     for _ in range(100):
         overlaps = codes @ codes.T
         np.fill_diagonal(overlaps, 0)
@@ -104,12 +110,12 @@ def spread_codes(n: int, rng: np.random.Generator) -> Float[np.ndarray, "n K"]:
     return codes
 
 
-def draw_codes(rng: np.random.Generator) -> Codes:
-    """Directions for every relation."""
+def draw_codes(d_head: int, rng: np.random.Generator) -> Codes:
+    """Directions for every relation, as many each as a head has dimensions."""
     e, t = width(SOURCE), width(TARGET)
     return Codes(
-        source=np.stack([frame(D_HEAD, e, rng) for _ in range(N_RELATIONS)]),
-        target=np.stack([centred(frame(D_HEAD, t, rng)) for _ in range(N_RELATIONS)]),
+        source=np.stack([frame(d_head, e, rng) for _ in range(N_RELATIONS)]),
+        target=np.stack([centred(frame(d_head, t, rng)) for _ in range(N_RELATIONS)]),
         rotation=centred(frame(e, e, rng)),
     )
 
@@ -136,7 +142,7 @@ def draw_embedding(
     W_E[quiet[0], REST] = BOS_FLAG
     for r, relation_pairs in enumerate(pairs):
         targets = sorted({target for _, target in relation_pairs})
-        answers = dict(zip(targets, spread_codes(len(targets), rng), strict=True))
+        answers = dict(zip(targets, spread_codes(len(targets), codes.d_head, rng), strict=True))
         for target, code in answers.items():
             W_E[target, TARGET] += code @ codes.target[r]
         for source, target in relation_pairs:
@@ -153,11 +159,12 @@ def plant_head(
     layer: int, carried: Iterable[tuple[int, int]], codes: Codes, rng: np.random.Generator
 ) -> HeadWeights:
     """A head that carries (relation, sign) for each of `carried`."""
-    W_Q, W_K, W_V = (np.zeros((D_MODEL, D_HEAD)) for _ in range(3))
-    W_O, b_Q = np.zeros((D_HEAD, D_MODEL)), np.zeros(D_HEAD)
+    K = codes.d_head
+    W_Q, W_K, W_V = (np.zeros((D_MODEL, K)) for _ in range(3))
+    W_O, b_Q = np.zeros((K, D_MODEL)), np.zeros(K)
     scale = np.sqrt(map_strength(layer))
     for relation, sign in carried:
-        mix = frame(D_HEAD, D_HEAD, rng)  # keeps the relations of one head apart in its K dimensions
+        mix = frame(K, K, rng)  # keeps the relations of one head apart in its K dimensions
         read = codes.source[relation].T
         if layer == 0:
             W_V[SOURCE] += scale * read @ mix
@@ -167,7 +174,7 @@ def plant_head(
         W_O[:, TARGET] += scale * strength * mix.T @ codes.target[relation]
         W_K[FLAGS.start + relation, 0] = 1
     W_K[[REST, POSITION.start], 0] = 1
-    step = POSITION_STEP * np.sqrt(D_MODEL) / NORM / np.sqrt(D_HEAD)
+    step = POSITION_STEP * np.sqrt(D_MODEL) / NORM / np.sqrt(K)
     b_Q[0] = np.sqrt(SOFTMAX_STEP / step)
     return HeadWeights(W_Q, b_Q[0] * W_K, W_V, W_O, b_Q)
 
@@ -178,18 +185,18 @@ def map_strength(layer: int) -> float:
     return WRITE / (shrink if layer == 0 else shrink**2 * MAPPED_GAIN)
 
 
-def random_head(rng: np.random.Generator) -> HeadWeights:
+def random_head(d_head: int, rng: np.random.Generator) -> HeadWeights:
     """A head of ordinary random weights that looks nearly everywhere.
 
     Its W_V and W_O are as large as those of a planted head with one relation, in layers after the first.
     """
     size = np.sqrt(map_strength(1) / width(CONTENT))
-    weights = np.zeros((4, D_MODEL, D_HEAD))
+    weights = np.zeros((4, D_MODEL, d_head))
     for weight, deviation in zip(weights, (0.15, 0.15, size, size), strict=True):
-        weight[CONTENT] = deviation * rng.normal(size=(width(CONTENT), D_HEAD))
+        weight[CONTENT] = deviation * rng.normal(size=(width(CONTENT), d_head))
     W_Q, W_K, W_V, W_O = weights
     W_O[CONTENT] -= W_O[CONTENT].mean(axis=0)
-    return HeadWeights(W_Q, W_K, W_V, W_O.T, np.zeros(D_HEAD))
+    return HeadWeights(W_Q, W_K, W_V, W_O.T, np.zeros(d_head))
 
 
 def linear_mlp(codes: Codes) -> tuple[Float[np.ndarray, "D F"], Float[np.ndarray, "F D"]]:
@@ -218,8 +225,9 @@ def gpt2_tensors(
     W_pos = np.zeros((MAX_POSITIONS, D_MODEL))
     W_pos[:, POSITION] = POSITION_STEP * np.arange(MAX_POSITIONS)[:, None] * [1, -1]
     tensors = {"wte.weight": W_E, "wpe.weight": W_pos}
-    for layer in range(N_LAYERS):
-        row = [heads[layer, head] for head in range(N_HEADS)]
+    n_layers, n_heads = (1 + max(places) for places in zip(*heads, strict=True))
+    for layer in range(n_layers):
+        row = [heads[layer, head] for head in range(n_heads)]
         # Columns of c_attn: all heads' queries, then keys, then values.
         columns = [getattr(head, name) for name in ("W_Q", "W_K", "W_V") for head in row]
         W_in, W_out = linear_mlp(codes) if layer == 0 else random_mlp(rng)

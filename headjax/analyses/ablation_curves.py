@@ -4,6 +4,7 @@ The sweep and its definitions are in headjax/engine/curves.py.
 """
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -13,19 +14,20 @@ import numpy as np
 from jaxtyping import Float
 
 from headjax import costs, figures
-from headjax.analyses.base import Ablating, Coordinates
+from headjax.analyses.base import LOOKS, MAPS, Ablating, Coordinates
 from headjax.costs import Cost, Machine
 from headjax.data.prompts import PromptBatch
 from headjax.engine.batches import Work
 from headjax.engine.curves import HEAD_CAPS, MOST_HEADS, ablation_curves
 from headjax.errors import InputError, shown
-from headjax.grid import KV_GROUPS, Coordinate, GridSet
+from headjax.grid import KV_GROUPS, Coordinate, GridSet, sentence
 from headjax.io import safe_name
 from headjax.options import option
 from headjax.report.curve_tables import CurveRow, CurveSummary, curve_rows, curves_table, summary_row
 from headjax.report.options import Report
 from headjax.report.parts import Chart, Curves, Line, Part, rows_of
 from headjax.report.table import Page, Table
+from headjax.report.wording import REPLACEMENTS, measured
 from headjax.result import Result
 from headjax.study import Data, Study
 
@@ -52,7 +54,7 @@ class AblationCurves(Ablating):
 
     def reads(self, data: Data) -> frozenset[str]:
         read = super().reads(data) | {"compute.variant_batch", "compute.stream", "report.heat_maps"}
-        return read - {f"report.{name}" for name in ("circuits", "orientation", "origin", "colors")}
+        return read - (MAPS - LOOKS - {"report.heat_maps"})
 
     def check(self, study: Study, before: Coordinates) -> set[Coordinate]:
         self.check_donors(study, "last")
@@ -129,10 +131,14 @@ class AblationCurves(Ablating):
         for row in found.tables.get(self.stem(name, "ablation_curves"), ()):
             of_relation[row.model, row.relation].append(row)
         several = len({model for model, _ in of_relation}) > 1
+        names = {grid.relation: grid.name for grid in found.grids}
         charts = tuple(
             Chart(
-                f"{model}: " * several + relation.replace("_", " "),
-                tuple(_line(list(line)) for _, line in groupby(rows, lambda row: (row.curve, row.prompts))),
+                f"{model}: " * several + names.get(relation, sentence(relation)),
+                tuple(
+                    _line(list(line), names)
+                    for _, line in groupby(rows, lambda row: (row.curve, row.prompts))
+                ),
             )
             for (model, relation), rows in of_relation.items()
         )
@@ -148,10 +154,15 @@ class AblationCurves(Ablating):
             if row.relation in report.heat_maps or not report.heat_maps:
                 points[row.model, row.relation].append(row)
         files = []
+        names = {grid.relation: grid.name for grid in found.grids}
+        how = f"{REPLACEMENTS[self.replacement]} at the last position"
+        ranking = self._ranking(found.grids).grids[:1]
+        ranked = "".join(f", ranked by {measured(grid).lower()}" for grid in ranking)
+        removed = f"Heads ablated{ranked} ({how})"
         for (model, relation), rows in points.items():
             lines = [list(line) for _, line in groupby(rows, key=lambda row: (row.curve, row.prompts))]
             of_kind = {
-                kind: [_curve(line) for line in lines if line[0].curve == kind]
+                kind: [_curve(line, names) for line in lines if line[0].curve == kind]
                 for kind in ("relation", "random", "control")
             }
             if len(of_kind["relation"]) != 1:
@@ -159,10 +170,11 @@ class AblationCurves(Ablating):
                 raise InputError(f"{model}: a relation has one curve of its own; {relation} has {n}")
             files += figures.ablation_curves_figure(
                 directory / safe_name(self.stem(name, "ablation_curves"), model, relation),
-                f"{model}: {relation.replace('_', ' ')}",
+                f"{model}: {names.get(relation, sentence(relation))}",
                 *of_kind["relation"],
                 random=next(iter(of_kind["random"]), None),
                 controls=of_kind["control"],
+                removed=removed,
             )
         return files
 
@@ -186,19 +198,23 @@ def _rank_names(before: Coordinates) -> dict[str, set[str]]:
 NAMES = {"relation": "Relation's heads removed", "random": "Random other heads removed"}
 
 
-def _line(line: list[CurveRow]) -> Line:
+def _named(line: list[CurveRow], names: Mapping[str, str]) -> str:
+    control = line[0].prompts
+    return NAMES.get(line[0].curve, f"Control: {names.get(control, sentence(control))}")
+
+
+def _line(line: list[CurveRow], names: Mapping[str, str]) -> Line:
     """A curve of the page."""
     role = {"relation": "main", "random": "reference"}.get(line[0].curve, "control")
-    label = NAMES.get(line[0].curve, f"Control: {line[0].prompts.replace('_', ' ')}")
     columns = zip(
         *((row.n_heads, row.accuracy, row.accuracy_low, row.accuracy_high) for row in line), strict=True
     )
-    return Line(label, role, *map(tuple, columns))
+    return Line(_named(line, names), role, *map(tuple, columns))
 
 
-def _curve(line: list[CurveRow]) -> Any:
+def _curve(line: list[CurveRow], names: Mapping[str, str]) -> Any:
     return figures.Curve(
-        NAMES.get(line[0].curve, f"Control: {line[0].prompts.replace('_', ' ')}"),
+        _named(line, names),
         *(np.array([getattr(row, field) for row in line]) for field in ("n_heads", "accuracy")),
         low=np.array([row.accuracy_low for row in line]),
         high=np.array([row.accuracy_high for row in line]),

@@ -23,7 +23,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int, UInt8
 
-from headjax import costs, figures
+from headjax import costs
 from headjax.analyses.base import Asked, Coordinates, rows_by_relation
 from headjax.axes import Head, TokenMask, Tokens
 from headjax.config import ModelConfig
@@ -38,7 +38,7 @@ from headjax.inputs import check_count, check_ids, check_options, check_tokens
 from headjax.model import Block, Transformer
 from headjax.options import option
 from headjax.parameters.layered import LayeredModel
-from headjax.report.drawing import figure_path
+from headjax.report.drawing import draw_maps, figure_path
 from headjax.report.options import Report
 from headjax.report.parts import Attention, Part, Pattern
 from headjax.result import Result
@@ -317,13 +317,6 @@ class AttentionPatterns(Asked):
             for on in grids.select(model=model).values("relation"):
                 own = grids.select(model=model, relation=on)
                 chosen = [grid for grid in own if not np.isnan(grid.scores).all()]
-                panels = [
-                    figures.Panel(
-                        *(grid.scores, f"{grid.model}: {grid.part} ({grid.name})"),
-                        f"{grid.part.capitalize()} score",
-                    )
-                    for grid in chosen
-                ]
                 path = figure_path(directory, self.stem(name, "attention"), chosen[:1])
-                files += figures.score_map(panels, path, report.orientation, report.origin)
+                files += draw_maps(chosen, path, report)
         return files

@@ -30,7 +30,7 @@ from headjax.engine.replacement import ABLATIONS, find_donors
 from headjax.errors import InputError, shown
 from headjax.grid import Coordinate, GridSet, HeadGrid
 from headjax.options import Options, Words, option
-from headjax.report.drawing import draw_grids
+from headjax.report.drawing import check_shown, draw_grids
 from headjax.report.options import Report
 from headjax.report.parts import Part, rows_of
 from headjax.report.table import Page, Table
@@ -46,8 +46,13 @@ HITS = frozenset({"data.top_k", "data.top_k_copying", "report.threshold"})
 WEIGHTS = frozenset({"compute.precision"})
 DEVICES = frozenset({"compute.implementation", "compute.mesh", "compute.parallel"})
 FORWARD = WEIGHTS | DEVICES | {"data.bos", "data.n_prompts", "compute.dtype", "compute.batch_size"}
-LOOKS = frozenset({"report.formats", "report.size", "report.title"})  # of every figure
-MAPS = LOOKS | {f"report.{name}" for name in ("circuits", "heat_maps", "orientation", "origin", "colors")}
+# Of every figure, and of heat maps.
+LOOKS = frozenset(f"report.{name}" for name in ("formats", "size", "width", "transparent", "title"))
+MAPS = LOOKS | {
+    f"report.{name}"
+    for name in ("circuits", "heat_maps", "orientation", "origin", "colors", "scale", "annotate")
+}
+CATEGORIES = frozenset({"report.palette"})  # of figures that show categories
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -223,6 +228,16 @@ def effect_grids(
     """One grid a relation from values of every prompt, and the clean metric beside them."""
     for relation, rows in rows_by_relation(batch).items():
         yield study.mean_grid(relation, measure, effects[rows], metric, clean[rows], **coordinates)
+
+
+def check_report(
+    report: Report, analyses: Iterable[Analysis], data: Data, grids: Sequence[Coordinate | HeadGrid]
+) -> None:
+    """Raises InputError for what figures are asked to show and cannot, of the fields that have an effect."""
+    read: frozenset[str] = frozenset().union(*(analysis.reads(data) for analysis in analyses))
+    idle = {name: () for name in ("heat_maps", "circuits") if f"report.{name}" not in read}
+    if grids:
+        check_shown(replace(report, **idle), grids)
 
 
 def hit_fields(data: Data) -> frozenset[str]:

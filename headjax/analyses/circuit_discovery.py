@@ -20,7 +20,7 @@ from headjax.costs import Cost, Machine
 from headjax.data.prompts import PromptBatch
 from headjax.engine.batches import Work
 from headjax.errors import InputError
-from headjax.grid import Coordinate, GridSet
+from headjax.grid import Coordinate, GridSet, sentence
 from headjax.io import safe_name
 from headjax.options import option
 from headjax.report.options import Report
@@ -102,14 +102,18 @@ class CircuitDiscovery(Patched):
         """The stages' effects, and every two circuits of a model on one map."""
         files = super().draw(name, found, report, directory)
         circuits = heads_by_task(found.tables.get(self.stem(name, "circuits"), ()))
+        names = {grid.relation: grid.name for grid in found.grids}
         for (model, first), (other, second) in combinations(circuits, 2):
             if model == other:
-                heads = {task: [one.head for one in circuits[model, task]] for task in (first, second)}
+                heads = {
+                    names.get(task, sentence(task)): [one.head for one in circuits[model, task]]
+                    for task in (first, second)
+                }
                 files += figures.circuit_overlap_map(
                     heads,
                     found.grids.select(model=model).grids[0].scores.shape,
                     directory / safe_name(self.stem(name, "circuit_overlap"), model, first, second),
-                    f"{model}: components reused",
+                    f"{model}: heads of circuits found by path patching",
                     report.orientation,
                     report.origin,
                 )

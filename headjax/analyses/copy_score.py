@@ -27,7 +27,7 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from headjax import costs, figures
+from headjax import costs
 from headjax.analyses.base import MAPS, WEIGHTS, Analysis, Coordinates
 from headjax.circuits.tables import circuit_for
 from headjax.costs import Cost, Machine
@@ -50,7 +50,7 @@ from headjax.model import (
     write_names,
 )
 from headjax.parameters import Parameters, each_layer, unembedding
-from headjax.report.drawing import figure_path
+from headjax.report.drawing import draw_maps, figure_path
 from headjax.report.options import Report
 from headjax.result import Result
 from headjax.study import Data, Study
@@ -223,16 +223,11 @@ class CopyScore(Analysis):
 
     def draw(self, name: str, found: Result, report: Report, directory: Path) -> list[Path]:
         """Plain and negated, beside the relation scores of name copying where there are any."""
-        files, titles = [], {"copy_score": "copy", "static": "relation"}
+        files: list[Path] = []
         static = found.grids.select(relation="name_copying", measure="static")
         for model in found.grids.select(analysis=name).values("model"):
             chosen = found.grids.select(analysis=name, model=model) + static.select(model=model)
-            panels = []
-            for grid in chosen:
-                what = f"{'negated ' * (grid.sign == SUPPRESSION)}{titles[grid.measure]} score"
-                marks = circuit_for(grid.model, grid.relation, report, found)
-                title = f"{grid.model}: {grid.name.lower()}, {what}"
-                panels.append(figures.Panel(grid.scores, title, what.capitalize(), marks))
+            marks = [circuit_for(grid.model, grid.relation, report, found) for grid in chosen]
             path = figure_path(directory, self.stem(name, "copy_score"), chosen.grids[:1])
-            files += figures.score_map(panels, path, report.orientation, report.origin)
+            files += draw_maps(chosen.grids, path, report, marks)
         return files

@@ -11,7 +11,7 @@ Its z is then the source position's value vector, which the same forward pass ha
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float, Int
 
-from headjax import costs, figures
+from headjax import costs
 from headjax.analyses.base import (
     FORWARD,
     MAPS,
@@ -41,8 +41,8 @@ from headjax.grid import SUPPRESSION, Coordinate, GridSet
 from headjax.inputs import as_array
 from headjax.model import Block, Transformer
 from headjax.parameters.layered import LayeredModel
-from headjax.report.correlations import Correlation, correlation_latex, correlation_table, correlations
-from headjax.report.drawing import chosen_grids, figure_path
+from headjax.report.correlations import Correlation, correlation_cells, correlation_table, correlations
+from headjax.report.drawing import chosen_grids, draw_maps, figure_path
 from headjax.report.options import Report
 from headjax.report.parts import Dots, Part, Point
 from headjax.report.table import Page, Table
@@ -199,7 +199,7 @@ class DynamicScores(Analysis):
     multi_token: bool = False
 
     def reads(self, data: Data) -> frozenset[str]:
-        own = {"report.latex", "data.templates", "compute.stream"}
+        own = {"data.templates", "compute.stream"}
         return RELATIONS | hit_fields(data) | FORWARD | MAPS | own
 
     def batches(self, study: Study) -> Sequence[PromptBatch]:
@@ -249,9 +249,9 @@ class DynamicScores(Analysis):
         if not (rows := correlations(grids)):
             return []
         text = "Static against dynamic scores: r over heads and templates, p over heads\n"
+        text += correlation_table(rows)
         stem = self.stem(name, "correlations")
-        table = Table(stem, Correlation._fields, rows, text + correlation_table(rows))
-        return [table, Page(f"{stem}.tex", correlation_latex(rows))] if report.latex else [table]
+        return [Table(stem, Correlation._fields, rows, text, correlation_cells(rows))]
 
     def show(self, name: str, found: Result, report: Report) -> list[Part]:
         """How well static scores tell dynamic ones, relation by relation."""
@@ -268,17 +268,19 @@ class DynamicScores(Analysis):
 
     def draw(self, name: str, found: Result, report: Report, directory: Path) -> list[Path]:
         """Of each chosen relation: the static score beside the dynamic ones, averaged over templates."""
-        files, titles = [], (("no_context", "without context"), ("context", "with context"))
+        files: list[Path] = []
         for model in found.grids.select(analysis=name).values("model"):
             own = found.grids.select(model=model)
             for chosen in chosen_grids(own.select(measure="static", sign=""), report):
-                panels = [figures.Panel(chosen.scores, f"{chosen.name}: static", "Score")]
-                for part, title in titles:
+                shown = [chosen]
+                for part in ("no_context", "context"):
                     of_templates = own.select(analysis=name, part=part, sign="", relation=chosen.relation)
                     if len(of_templates):
                         mean = np.mean([grid.scores for grid in of_templates], axis=0)
-                        panels.append(figures.Panel(mean, f"{chosen.name}: dynamic, {title}", "Score"))
-                if len(panels) > 1:
+                        words = f"mean of {len(of_templates)} templates"
+                        template = of_templates.grids[0].template if len(of_templates) == 1 else words
+                        shown.append(replace(of_templates.grids[0], scores=mean, template=template))
+                if len(shown) > 1:
                     path = figure_path(directory, self.stem(name, "dynamic"), [chosen])
-                    files += figures.score_map(panels, path, report.orientation, report.origin)
+                    files += draw_maps(shown, path, report)
         return files

@@ -57,7 +57,7 @@ from headjax.model import Transformer
 from headjax.model.edits import check_head
 from headjax.options import Words, option
 from headjax.parameters.layered import LayeredModel
-from headjax.report.drawing import chosen_grids, figure_name, figure_path, signed_map
+from headjax.report.drawing import chosen_grids, draw_maps, figure_name, figure_path
 from headjax.report.options import Report
 from headjax.result import Result
 from headjax.study import Data, Study
@@ -408,8 +408,7 @@ class Patched(Asked):
                 # A few tasks are all drawn, as they were named.
                 chosen = own.grids if len(own) <= MOST_TASKS else chosen_grids(own, report)
                 path = figure_path(directory, self.stem(name, figure_name(chosen[0])), chosen)
-                label = "Percent of the gap, clean to corrupted"
-                files += signed_map(chosen, label, f", {path_name(part)}", path, report)
+                files += draw_maps(chosen, path, report)
         return files
 
 
@@ -466,13 +465,6 @@ class PathPatching(Patched):
             for part, one in found.items():
                 grids.append(self.percent_grid(study, task, part, one.percent(), direct))
         return Result(GridSet(tuple(grids)))
-
-
-def path_name(part: str) -> str:
-    """What paths are called in figures: "direct", "to the logits", "stage 2, to query inputs"."""
-    *stage, into = part.split("_")
-    to = {"direct": "direct", "logits": "to the logits"}.get(into, f"to {into} inputs")
-    return ", ".join([*(f"stage {number}" for number in stage), to])
 
 
 def _of_task(remember: Remember, task: str) -> Remember:

@@ -30,6 +30,7 @@ from jaxtyping import Bool, Float, Int
 
 from headjax import costs, figures
 from headjax.analyses.base import (
+    CATEGORIES,
     DEVICES,
     MAPS,
     RELATIONS,
@@ -53,9 +54,11 @@ from headjax.inputs import check_ids
 from headjax.kernels import dispatch
 from headjax.model import first_mlp, first_mlp_names, scaled_embedding, unit_W_O, write_names
 from headjax.parameters import Parameters, TokenRows, each_layer, unembedding
+from headjax.report.category_table import HeadCategories, category_table
 from headjax.report.drawing import chosen_grids, figure_path
 from headjax.report.options import Report
 from headjax.report.parts import CategoryMap, Part
+from headjax.report.table import Page, Table
 from headjax.result import Result
 from headjax.study import Data, Study
 
@@ -275,7 +278,7 @@ class RelationScores(Analysis):
     streams = True
 
     def reads(self, data: Data) -> frozenset[str]:
-        shown = MAPS | {"report.count_suppression"}
+        shown = MAPS | CATEGORIES | {"report.count_suppression", "report.several"}
         return RELATIONS | hit_fields(data) | WEIGHTS | DEVICES | shown | {"data.first_mlp"}
 
     def needs_model(self, study: Study) -> bool:
@@ -315,6 +318,12 @@ class RelationScores(Analysis):
             for r, pairs in enumerate(study.pairs)
         )
         return Result(GridSet(tuple(grids)))
+
+    def tables(self, name: str, found: Result, report: Report) -> list[Table | Page]:
+        """Which categories each head has, where it has any."""
+        grids = found.grids.select(analysis=name)
+        rows = category_table(grids, report.threshold, report.count_suppression)
+        return [Table(self.stem(name, "head_categories"), HeadCategories._fields, rows)] if rows else []
 
     def show(self, name: str, found: Result, report: Report) -> list[Part]:
         return [CategoryMap("Categories", name)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from headjax import figures
-from headjax.analyses.base import LOOKS, Analysis, Coordinates, kinds_of
+from headjax.analyses.base import CATEGORIES, LOOKS, Analysis, Coordinates, kinds_of
 from headjax.costs import NOTHING, Cost, Machine
 from headjax.engine.batches import Work
 from headjax.errors import InputError
@@ -34,7 +34,7 @@ class Universality(Analysis):
     reads_tables = {"group_similarity": GroupSimilarity}  # noqa: RUF012
 
     def reads(self, data: Data) -> frozenset[str]:
-        return LOOKS | {"report.threshold", "report.count_suppression"}
+        return LOOKS | CATEGORIES | {"report.threshold", "report.count_suppression"}
 
     def needs_model(self, study: Study) -> bool:
         return False

@@ -9,9 +9,10 @@ from headjax import zoo
 from headjax.axes import Head
 from headjax.circuits.discovery import FoundHead, found_circuit, overlap
 from headjax.circuits.prediction import ALL_ROLES, Prediction, predictions
-from headjax.circuits.published import CIRCUITS, Circuit, circuit_text, find_circuit
+from headjax.circuits.published import CIRCUITS, Circuit, circuit_text
 from headjax.grid import GridSet, HeadGrid
 from headjax.io import safe_name
+from headjax.report.drawing import read_marks
 from headjax.report.options import Report
 from headjax.report.table import Page, Table
 from headjax.result import Result
@@ -139,12 +140,6 @@ def prediction_table(rows: Sequence[Prediction], n: int = 3) -> str:
                 f"{row.precision:9.2f} {p_text(row.p_value):>7}"
             )
     return "\n".join(lines)
-
-
-def read_marks(entry: str) -> tuple[str | None, Circuit]:
-    """An entry of the field `circuits`: the relation it is for (None: all) and the heads to mark."""
-    relation, separator, source = entry.partition("=")
-    return (relation, find_circuit(source)) if separator else (None, find_circuit(entry))
 
 
 def circuit_for(model: str, relation: str, report: Report, found: Result) -> Circuit | None:

@@ -9,13 +9,17 @@ from typing import Any
 
 _EXPORTS = {
     **dict.fromkeys(("category_map", "draw_category_map"), "categories"),
-    **dict.fromkeys(("HEAT_AXES", "NO_MARKS", "Panel", "draw_heat_maps", "plot_grids"), "heat_maps"),
+    **dict.fromkeys(
+        ("HEAT_AXES", "NO_MARKS", "Panel", "draw_heat_maps", "grid_panel", "plot_grids"), "heat_maps"
+    ),
     **dict.fromkeys(("relation_heat_map", "score_map", "signed_map"), "heat_maps"),
     **dict.fromkeys(("circuit_overlap_map", "draw_circuit_overlap"), "circuit_overlap"),
     **dict.fromkeys(("Curve", "ablation_curves_figure", "draw_ablation_curves"), "curves"),
     **dict.fromkeys(("Line", "Points", "category_share_figure", "comparison_figure", "draw_lines"), "lines"),
     **dict.fromkeys(("group_similarity_figure", "relations_per_head_figure"), "lines"),
-    **dict.fromkeys(("LOOK", "MAP_COLORS", "MORE_COLORS", "Look", "look", "save_figure"), "sheet"),
+    **dict.fromkeys(("LOOK", "Look", "look"), "style"),
+    **dict.fromkeys(("MAP_COLORS", "MORE_COLORS", "PUBLISHED_COLORS", "category_colors"), "palette"),
+    "save_figure": "sheet",
 }
 __all__ = sorted(_EXPORTS)
 

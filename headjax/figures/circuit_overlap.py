@@ -14,26 +14,23 @@ from headjax.figures.sheet import (
     BOTTOM,
     GAP,
     LEFT,
-    PANEL_TITLE,
     POINT,
-    TICK,
+    Beside,
     Key,
     corner,
     draw_cells,
-    draw_key,
-    key_size,
     name_axes,
     panel_size,
     save_figure,
     sheet,
-    styled,
     text_size,
     titled,
     wrap,
 )
+from headjax.figures.style import PANEL_TITLE, TICK, styled
 
 # Of heads of no circuit, both, the first, the second.
-OVERLAP_COLORS = ("0.92", "tab:purple", "tab:blue", "tab:orange")
+OVERLAP_COLORS = ("0.92", "#440154", "#2c8fbd", "#f5a623")
 
 
 def circuit_overlap_map(
@@ -56,11 +53,11 @@ def draw_circuit_overlap(
     orientation: str = "layer_x",
     origin: str = "lower",
 ) -> Figure:
-    """Two circuits, task -> heads, on the heads of a model of this shape (L, H): shared, or of one alone.
+    """Two circuits, name -> heads, on the heads of a model of this shape (L, H): shared, or of one alone.
 
     The legend counts them.
     """
-    names = [task.replace("_", " ") for task in circuits]
+    names = list(circuits)
     shown = np.zeros(shape, int)
     for i, heads in enumerate(circuits.values()):
         for head in heads:
@@ -69,19 +66,20 @@ def draw_circuit_overlap(
     axis_names = HEAT_AXES[orientation]
     size = dict(zip(("Layer", "Head"), shape, strict=True))
     width, height = panel_size(*(size[name] for name in axis_names), several=False)
-    key = Key(
-        [
-            Patch(color=OVERLAP_COLORS[i], label=wrap(f"{labels[i]}: {np.sum(shown == i)}", 2.2, TICK))
-            for i in (1, 2, 3)
-        ],
-        "Heads in the circuits of",
+    beside = Beside.of(
+        Key(
+            [
+                Patch(color=OVERLAP_COLORS[i], label=wrap(f"{labels[i]}: {np.sum(shown == i)}", 2.2, TICK))
+                for i in (1, 2, 3)
+            ],
+            "Heads in the circuits of",
+        )
     )
-    key_width, key_height = key_size(key)
-    height = max(height, key_height)
+    height = max(height, beside.least)
     title = titled(title, width)
     above = 1.5 * GAP + text_size(title, PANEL_TITLE)[1]
     figure, (axes,) = sheet(
-        1, 1, (width, height), (LEFT, GAP, above, BOTTOM), (0.0, key_width + GAP, 0.0, 0.0)
+        1, 1, (width, height), (LEFT, GAP, above, BOTTOM), (0.0, beside.right - GAP, 0.0, beside.below)
     )
     values = shown if axis_names[0] == "Layer" else shown.T
     mesh = draw_cells(axes, values, ListedColormap(OVERLAP_COLORS), (-0.5, 3.5))
@@ -89,6 +87,5 @@ def draw_circuit_overlap(
     ticks = tuple(heat_ticks(size[name], MOST_TICKS[name]) for name in axis_names)
     name_axes(axes, axis_names, ticks, origin)
     axes.set_title(title)
-    x, y = corner(axes)
-    draw_key(figure, key, (x + width + GAP, y + height / 2), "center left")
+    beside.draw(figure, corner(axes)[1] + height / 2)
     return figure

@@ -1,7 +1,6 @@
 """Lines and points, side by side: comparisons, categories by depth, relations a head, groups."""
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,25 +13,23 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from headjax.errors import InputError
+from headjax.figures.coinciding import show_coinciding
+from headjax.figures.palette import MORE_COLORS, category_colors
 from headjax.figures.sheet import (
     BOTTOM,
     GAP,
     LEFT,
-    MAP_COLORS,
-    MORE_COLORS,
-    PANEL_TITLE,
-    TICK,
+    Beside,
     Key,
-    draw_key,
-    key_size,
+    in_rows,
     save_figure,
     sheet,
     sized,
-    styled,
     tallest,
     titled,
     wrap,
 )
+from headjax.figures.style import PANEL_TITLE, TICK, styled
 from headjax.report.universality import CategoryShare, GroupSimilarity, RelationCount
 
 
@@ -78,8 +75,7 @@ def comparison_figure(panels: Mapping[str, Mapping[str, Points]], path: str | Pa
 def category_share_figure(rows: Sequence[CategoryShare], path: str | Path) -> tuple[Path, ...]:
     """The share of heads with each category, by depth; a panel a model."""
     categories = dict.fromkeys(row.category for row in rows)
-    more = itertools.cycle(MORE_COLORS)
-    colors = {category: MAP_COLORS.get(category) or next(more) for category in categories}
+    colors = category_colors(categories)
     panels = {}
     for model in dict.fromkeys(row.model for row in rows):
         lines = [[row for row in rows if (row.model, row.category) == (model, c)] for c in categories]
@@ -148,13 +144,13 @@ def draw_lines(
     """
     if not panels:
         raise InputError("a figure of lines needs at least one panel; got none")
-    columns = math.ceil(math.sqrt(len(panels)))
+    columns = in_rows(len(panels)) if len(panels) != 3 else in_rows(4)
     width, height = sized(3.2, 2.4) if columns > 1 else sized(4.5, 3.0)
     width = height if square else width
     entries = {line.label: line for lines in [*panels.values(), legend] for line in lines if line.label}
     key = Key([Line2D([], [], label=wrap(n, 2.2, TICK), **line.style) for n, line in entries.items()])
-    key_width, key_height = key_size(key)
-    height = max(height, key_height) if columns == 1 else height
+    beside = Beside.of(key)
+    height = max(height, beside.least) if columns == 1 else height
     titles = [titled(title, width) for title in panels]
     left, above = LEFT + 2 * GAP, 1.5 * GAP + tallest(titles, PANEL_TITLE)
     figure, all_axes = sheet(
@@ -162,7 +158,7 @@ def draw_lines(
         columns,
         (width, height),
         (left, GAP, above, BOTTOM),
-        (0.0, key_width + 2 * GAP, 0.0, 0.0),
+        (0.0, beside.right, 0.0, beside.below),
     )
     for axes, title, lines in zip(all_axes, titles, panels.values(), strict=True):
         for line in lines:
@@ -177,6 +173,6 @@ def draw_lines(
     limits = [axes.get_ylim() for axes in all_axes]
     for axes in all_axes:  # one scale, so that panels can be compared
         axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
-    position = (figure.get_figwidth() - GAP - key_width, figure.get_figheight() / 2)
-    draw_key(figure, key, position, "center left")
+        show_coinciding(axes)
+    beside.draw(figure, figure.get_figheight() / 2)
     return figure

@@ -5,15 +5,14 @@ extent of their text. So nothing overlaps or is cut off, from 3 x 3 to 80 x 64 h
 interface is used: no display is needed and no state outlives a call.
 """
 
-import contextlib
+import functools
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import matplotlib.style
+import matplotlib
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -24,72 +23,16 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 
 from headjax.errors import InputError
+from headjax.figures.fonts import drawable
+from headjax.figures.style import LOOK, PANEL_TITLE, WIDTHS, style, text_scale
 from headjax.io import atomic_write
 
-MAP_COLORS = {
-    "Unclassified": "tab:gray",
-    "Algorithmic": "tab:blue",
-    "Knowledge": "tab:orange",
-    "Linguistic": "tab:green",
-    "Translation": "tab:red",
-    "2 categories": "tab:purple",
-    "3 categories": "tab:brown",
-    "4 categories": "tab:pink",
-}
-MORE_COLORS = ("tab:olive", "tab:cyan", "navy", "gold", "black")  # for categories of the user's own
-
-TITLE, PANEL_TITLE, LABEL, TICK = 13, 11, 10, 9  # font sizes in points; all else below is in inches
-POINT = 1 / 72
+POINT = 1 / 72  # all below is in inches
 GAP = 0.12  # between neighbours of any kind
 LEFT, BOTTOM = 0.62, 0.5  # room for an axis's tick labels and label
 CELL = 0.35  # the side of a cell, as long as the panel's long side stays within the next two
 SMALLEST, LARGEST, LARGEST_OF_SEVERAL = 2.4, 5.5, 3.6
 BAR = 0.13  # the width of a colour bar
-
-STYLE = {
-    "font.family": "DejaVu Sans",
-    "font.size": TICK,
-    "axes.titlesize": PANEL_TITLE,
-    "axes.labelsize": LABEL,
-    "figure.titlesize": TITLE,
-    "legend.title_fontsize": TICK,
-    "pdf.fonttype": 42,  # TrueType, which every publisher accepts
-    "savefig.dpi": 300,
-    "svg.hashsalt": "headjax",  # names inside of an SVG: the same scores give the same bytes
-    "text.parse_math": False,  # a name may hold a dollar sign
-}
-styled = matplotlib.style.context(STYLE, after_reset=True)  # a decorator; the user's own style stays out
-
-
-class Look(NamedTuple):
-    """What is chosen for all figures.
-
-    Attributes:
-      formats: the files that are written, of "png", "pdf" and "svg".
-      size: of panels, as a factor of the usual one; text keeps its size.
-      title: of panels, or above the category map's; `{}` stands for the usual one.
-      colors: matplotlib's name of the colours of scores from 0 to 1.
-    """
-
-    formats: tuple[str, ...] = ("png", "pdf")
-    size: float = 1.0
-    title: str = "{}"
-    colors: str = "viridis"
-
-
-# Of the figures that are being drawn. All of them obey it, so it is no argument of each.
-USUAL = Look()
-LOOK: ContextVar[Look] = ContextVar("look", default=USUAL)
-
-
-@contextlib.contextmanager
-def look(**chosen: Any) -> Iterator[None]:
-    """Figures drawn inside look as chosen: fields of `Look`."""
-    token = LOOK.set(LOOK.get()._replace(**chosen))
-    try:
-        yield
-    finally:
-        LOOK.reset(token)
 
 
 def sized(width: float, height: float) -> tuple[float, float]:
@@ -100,6 +43,11 @@ def sized(width: float, height: float) -> tuple[float, float]:
 def titled(title: str, width: float, points: int = PANEL_TITLE) -> str:
     """A title as the look asks for it, broken into lines."""
     return wrap(LOOK.get().title.replace("{}", title), width, points)
+
+
+def in_rows(n: int) -> int:
+    """How many of n panels stand side by side: 3 at most or a square of them, one where a column is asked."""
+    return 1 if LOOK.get().width == "column" else n if n <= 3 else math.ceil(math.sqrt(n))
 
 
 def panel_size(n_x: float | int, n_y: float | int, several: bool) -> tuple[float, float]:
@@ -139,7 +87,7 @@ class ShownFigure(Figure):
 
     def _repr_png_(self) -> bytes:
         stream = io.BytesIO()
-        with matplotlib.style.context(STYLE, after_reset=True):
+        with style():
             self.savefig(stream, format="png", dpi=110)
         return stream.getvalue()
 
@@ -205,8 +153,52 @@ def key_size(key: Key | None) -> tuple[float, float]:
     )
 
 
-def text_size(text: str, points: int) -> tuple[float, float]:
-    return _size(lambda figure: figure.text(0, 0, text, fontsize=points))
+def fit_key(key: Key, room: float) -> Key:
+    """The legend in as many columns as there is room for."""
+    n = len(key.handles)
+    fitting = (key._replace(columns=columns) for columns in range(n, 1, -1))
+    key = next((key for key in fitting if key_size(key)[0] <= room), key._replace(columns=1))
+    return key._replace(columns=math.ceil(n / math.ceil(n / key.columns))) if n else key
+
+
+class Beside(NamedTuple):
+    """A legend of the whole figure: at its right, or where the figure has a column's width, below.
+
+    Attributes:
+      right, below: the room it takes there.
+      least: how high the panels at its left must be at least.
+    """
+
+    key: Key
+    right: float
+    below: float
+    least: float
+
+    @classmethod
+    def of(cls, key: Key) -> "Beside":
+        if LOOK.get().width == "column":
+            key = fit_key(key, WIDTHS["column"] - 2 * GAP)
+            return cls(key, GAP, key_size(key)[1] + GAP, 0.0)
+        width, height = key_size(key)
+        return cls(key, width + 2 * GAP, 0.0, height)
+
+    def draw(self, figure: Figure, middle: float) -> None:
+        """`middle`: of the panels, in inches from below."""
+        width = WIDTHS["column"] if self.below else figure.get_figwidth()
+        if self.below:
+            draw_key(figure, self.key, (width / 2, GAP), "lower center")
+        else:
+            draw_key(figure, self.key, (width - self.right + GAP, middle), "center left")
+
+
+def text_size(text: str, points: float | int) -> tuple[float, float]:
+    """Width and height of a text of this font size, as the look scales it."""
+    return _text_size(text, points * text_scale(), tuple(matplotlib.rcParams["font.family"]))
+
+
+@functools.lru_cache(maxsize=10_000)
+def _text_size(text: str, points: float, fonts: tuple[str, ...]) -> tuple[float, float]:
+    return _size(lambda figure: figure.text(0, 0, text, fontsize=points, fontfamily=list(fonts)))
 
 
 def tallest(texts: Sequence[str], points: int) -> float:
@@ -221,9 +213,12 @@ def _size(draw: Callable[[Figure], Artist]) -> tuple[float, float]:
 
 
 def wrap(text: str, width: float, points: int) -> str:
-    """Breaks the text into lines no wider than this; a word that is wider by itself is cut."""
+    """Breaks the text, in characters that can be drawn, into lines no wider than this.
+
+    A word that is wider by itself is cut.
+    """
     lines = [""]
-    for word in text.split():
+    for word in drawable(" ".join(text.split())).split():
         longer = f"{lines[-1]} {word}".strip()
         if text_size(longer, points)[0] <= width:
             lines[-1] = longer
@@ -236,7 +231,6 @@ def wrap(text: str, width: float, points: int) -> str:
     return "\n".join(line for line in lines if line)
 
 
-@styled
 def save_figure(figure: Figure, path: str | Path) -> tuple[Path, ...]:
     """Writes `path`.png, `path`.pdf or what the look asks for, each whole or not at all.
 
@@ -244,8 +238,9 @@ def save_figure(figure: Figure, path: str | Path) -> tuple[Path, ...]:
     """
     # No date: the same scores give the same bytes.
     dates = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+    ground = "none" if LOOK.get().transparent else "white"
     paths = tuple(Path(f"{path}.{form}") for form in LOOK.get().formats)
     for target, form in zip(paths, LOOK.get().formats, strict=True):
-        with atomic_write(target, "wb") as file:
-            figure.savefig(file, format=form, metadata=dates.get(form))
+        with atomic_write(target, "wb") as file, style():
+            figure.savefig(file, format=form, metadata=dates.get(form), facecolor=ground)
     return paths

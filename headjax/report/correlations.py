@@ -7,7 +7,6 @@ counts once, with the mean of its dynamic scores over the templates. (Heads of o
 either: read a p-value as a measure of strength, not as a probability.)
 """
 
-import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -99,45 +98,14 @@ def _cells(row: Correlation) -> tuple[str, ...]:
     return row.category, row.name, row.kind, *counts, *shown, f"{row.max_static:.2f}"
 
 
-def correlation_table(rows: Sequence[Correlation]) -> str:
-    """The rows as aligned text for a terminal; the model comes first where there are several."""
+def correlation_cells(rows: Sequence[Correlation]) -> list[tuple[str, ...]]:
+    """The rows as they are shown, their titles first; the model comes first where there are several."""
     several = len({row.model for row in rows}) > 1
     lines = [("Model",) * several + _TITLES]
-    lines += [(row.model,) * several + _cells(row) for row in rows]
-    return aligned(lines, numbers=range(3 + several, len(lines[0])))
+    return lines + [(row.model,) * several + _cells(row) for row in rows]
 
 
-def correlation_latex(rows: Sequence[Correlation]) -> str:
-    """The rows as a LaTeX tabular (package booktabs), one a model, each under a comment that names it."""
-    tables = []
-    for model in dict.fromkeys(row.model for row in rows):
-        body = [" & ".join(map(_latex, _cells(row))) + r" \\" for row in rows if row.model == model]
-        tables += [
-            f"% {model}",
-            r"\begin{tabular}{lllrrrrrrrr}",
-            r"\toprule",
-            " & ".join(_TITLES) + r" \\",
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}",
-        ]
-    return "\n".join(tables) + "\n"
-
-
-_LATEX_CODES = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    **{character: "\\" + character for character in "&%$#_{}"},
-}
-
-
-def _latex(cell: str) -> str:
-    """A cell in LaTeX: numbers in mathematics, 3e-12 as a power of ten, special characters written out."""
-    if power := re.fullmatch(r"(<?)(\d)e-0*(\d+)", cell):
-        less, digit, exponent = power.groups()
-        return rf"$<10^{{-{exponent}}}$" if less else rf"${digit} \cdot 10^{{-{exponent}}}$"
-    if re.fullmatch(r"-?\d+(\.\d+)?", cell):
-        return f"${cell}$"
-    return re.sub(r"[\\~^&%$#_{}]", lambda special: _LATEX_CODES[special[0]], cell)
+def correlation_table(rows: Sequence[Correlation]) -> str:
+    """The rows as aligned text for a terminal."""
+    lines = correlation_cells(rows)
+    return aligned(lines, numbers=range(lines[0].index("Heads"), len(lines[0])))

@@ -1,13 +1,15 @@
 """What the analyses' figures have in common: which grids are drawn, where a figure goes, maps of effects."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from headjax import figures
-from headjax.grid import GridSet, HeadGrid
+from headjax.circuits.published import Circuit, find_circuit
+from headjax.errors import InputError
+from headjax.grid import KV_GROUPS, Coordinate, GridSet, HeadGrid
 from headjax.io import safe_name
 from headjax.report.options import Report
 from headjax.result import Result
@@ -20,10 +22,47 @@ class Named(Protocol):
     def stem(self, name: str, what: str) -> str: ...
 
 
+def read_marks(entry: str) -> tuple[str | None, Circuit]:
+    """An entry of the field `circuits`: the relation it is for (None: all) and the heads to mark."""
+    relation, separator, source = entry.partition("=")
+    return (relation, find_circuit(source)) if separator else (None, find_circuit(entry))
+
+
+def check_shown(report: Report, grids: Collection[Coordinate | HeadGrid]) -> None:
+    """Raises InputError for heat maps of relations without a grid, and for marks that no map would show."""
+    relations = list(dict.fromkeys(grid.relation for grid in grids))
+    single = list(dict.fromkeys(grid.relation for grid in grids if grid.part != KV_GROUPS))
+    for relation in report.heat_maps:
+        if relation not in relations:
+            rule = f"heat_maps must name relations that are scored: {', '.join(relations)}"
+            raise InputError(f"{rule}; got {relation!r}")
+    for entry in report.circuits:
+        relation, _ = read_marks(entry)
+        if relation not in (None, *single) or not single:
+            named = ", ".join(single) or "there are none"
+            rule = f"circuits must name relations whose heads are scored: {named}"
+            raise InputError(f"{rule}; got {entry!r}")
+        if relation is not None and report.heat_maps and relation not in report.heat_maps:
+            rule = f"circuits must name relations that are drawn (heat_maps): {', '.join(report.heat_maps)}"
+            raise InputError(f"{rule}; got {entry!r}")
+
+
 def chosen_grids(grids: Iterable[HeadGrid], report: Report) -> list[HeadGrid]:
-    """The grids to draw: of the relations asked for, or else the two with the largest number in them."""
-    asked = [grid for relation in report.heat_maps for grid in grids if grid.relation == relation]
-    return asked or sorted(grids, key=lambda grid: -np.nanmax(np.abs(grid.scores)))[:2]
+    """The grids to draw: of the relations asked for, of those with marks of their own, or else the two with
+    the largest number in them."""
+    marked = [relation for relation, _ in map(read_marks, report.circuits) if relation is not None]
+    for relations in (report.heat_maps, marked):
+        if asked := [grid for relation in relations for grid in grids if grid.relation == relation]:
+            return asked
+    return sorted(grids, key=lambda grid: -np.nanmax(np.abs(grid.scores)))[:2]
+
+
+def marks_for(grid: HeadGrid, report: Report) -> Circuit | None:
+    """The heads that the report wants marked on a map of this grid; groups of heads have none."""
+    if grid.part == KV_GROUPS:
+        return None
+    marks = (circuit for named, circuit in map(read_marks, report.circuits) if named in (None, grid.relation))
+    return next(marks, None)
 
 
 def figure_name(grid: HeadGrid) -> str:
@@ -42,18 +81,9 @@ def draw_effects(analysis: Named, name: str, found: Result, report: Report, dire
     for model in grids.values("model"):
         for metric in grids.select(model=model).values("metric"):
             chosen = chosen_grids(grids.select(model=model, metric=metric), report)
-            what = figure_name(chosen[0])
-            path = figure_path(directory, analysis.stem(name, what), chosen)
-            files += signed_map(chosen, what.replace("_", " ").capitalize(), "", path, report)
+            path = figure_path(directory, analysis.stem(name, figure_name(chosen[0])), chosen)
+            files += draw_maps(chosen, path, report)
     return files
-
-
-def signed_map(
-    grids: Sequence[HeadGrid], label: str, of_what: str, path: Path, report: Report
-) -> tuple[Path, ...]:
-    """Maps of effects side by side, blue below 0 and red above."""
-    panels = [figures.Panel(grid.scores, f"{grid.model}: {grid.name}{of_what}", label) for grid in grids]
-    return figures.signed_map(panels, path, report.orientation, report.origin)
 
 
 def draw_grids(analysis: Named, name: str, found: Result, report: Report, directory: Path) -> list[Path]:
@@ -63,11 +93,22 @@ def draw_grids(analysis: Named, name: str, found: Result, report: Report, direct
     for model in grids.values("model"):
         for kind in grids.select(model=model).values("kind"):
             chosen = chosen_grids(grids.select(model=model, kind=kind), report)
-            path = figure_path(directory, analysis.stem(name, kind), chosen)
-            label = kind.replace("_", " ").capitalize()
-            if chosen[0].about.is_share:
-                panels = [figures.Panel(grid.scores, f"{grid.model}: {grid.name}", label) for grid in chosen]
-                files += figures.score_map(panels, path, report.orientation, report.origin)
-            else:
-                files += signed_map(chosen, label, "", path, report)
+            files += draw_maps(chosen, figure_path(directory, analysis.stem(name, kind), chosen), report)
     return files
+
+
+def draw_maps(
+    grids: Sequence[HeadGrid], path: Path, report: Report, marks: Sequence[Circuit | None] = ()
+) -> tuple[Path, ...]:
+    """Grids side by side: scores from 0 to 1, effects blue below 0 and red above, with the marks asked for.
+
+    `marks`: others than those the report asks for.
+    """
+    marks = marks or [marks_for(grid, report) for grid in grids]
+    panels = [
+        figures.grid_panel(grid, circuit, marked=any(marks) or bool(report.circuits))
+        for grid, circuit in zip(grids, marks, strict=True)
+    ]
+    unsigned = grids[0].about.is_share or grids[0].measure == "attention"
+    draw = figures.score_map if unsigned else figures.signed_map
+    return draw(panels, path, report.orientation, report.origin)

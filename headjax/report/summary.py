@@ -12,12 +12,13 @@ import numpy as np
 from headjax.axes import Head
 from headjax.grid import GridSet, HeadGrid, category_count_name, category_counts, head_categories
 from headjax.report.table import aligned
+from headjax.report.wording import measured, unit
 from headjax.result import CleanRow
 from headjax.stats import wilson
 
 
-def clean_table(rows: Sequence[CleanRow]) -> str:
-    """The rows as aligned text."""
+def clean_cells(rows: Sequence[CleanRow]) -> list[tuple[str, ...]]:
+    """The rows as they are shown, their titles first."""
     lines = [("model", "relation", "prompts", "n", "accuracy", "log-probability", "logit difference")]
     lines += [
         (
@@ -28,15 +29,21 @@ def clean_table(rows: Sequence[CleanRow]) -> str:
         )
         for row in rows
     ]
-    return aligned(lines, numbers=(3,))
+    return lines
+
+
+def clean_table(rows: Sequence[CleanRow]) -> str:
+    """The rows as aligned text."""
+    return aligned(clean_cells(rows), numbers=(3,))
 
 
 class SummaryRow(NamedTuple):
     """One row of summary.csv; a cell is empty where it does not apply.
 
     Attributes:
+      measured, unit: what the numbers are, in words, and their unit.
       clean, clean_stderr: of effects, what they are held against (`HeadGrid`).
-      maximum: the highest score, or the effect that helps the answer most.
+      maximum: the highest score, or the effect that helps the answer most; empty where no head has any.
       low, high: of shares, the 95 % limits of the highest (Wilson), as of one head looked at alone: the best
         of many heads is also the luckiest.
       heads: of relation scores, how many heads are above the threshold; or are in that many categories.
@@ -48,9 +55,14 @@ class SummaryRow(NamedTuple):
     model: str
     relation: str = ""
     category: str = ""
+    analysis: str = ""
     kind: str = ""
+    measured: str = ""
+    unit: str = ""
     template: str = ""
     metric: str = ""
+    replacement: str = ""
+    positions: str = ""
     n_pairs: int | str = ""
     clean: float | str = ""
     clean_stderr: float | str = ""
@@ -81,7 +93,7 @@ def score_rows(grids: GridSet, threshold: float = 0.15, k: int = 3) -> list[Summ
         cells: dict[str, Any] = {
             "best_heads": _name(grid, np.where(helpful > 0, helpful, np.nan), k),
         }
-        if np.isfinite(grid.scores).any():
+        if np.nanmax(helpful, initial=0.0) > 0:
             best = np.unravel_index(np.nanargmax(helpful), grid.scores.shape)
             cells["maximum"] = _shortest(grid.scores[best])
             if about.is_share:
@@ -93,8 +105,14 @@ def score_rows(grids: GridSet, threshold: float = 0.15, k: int = 3) -> list[Summ
             low, _ = wilson(grid.scores, grid.n_pairs)
             above = grid.scores > np.float32(threshold)
             cells |= {"heads": int(above.sum()), "certain_heads": int((above & (low > threshold)).sum())}
-        coordinates = (grid.model, grid.relation, grid.category, grid.kind, grid.template, grid.metric)
-        rows.append(SummaryRow(*coordinates, grid.n_pairs, **cells))
+        rows.append(
+            SummaryRow(
+                *(grid.model, grid.relation, grid.category, grid.analysis, grid.kind),
+                *(measured(grid), unit(grid), grid.template, grid.metric),
+                *(grid.replacement, grid.positions, grid.n_pairs),
+                **cells,
+            )
+        )
     return rows
 
 
@@ -142,14 +160,65 @@ def category_rows(
 
 
 _NUMBERS = ("n_pairs", "maximum", "low", "high", "heads", "certain_heads")
+# What a block of rows has in common, and its heading says.
+_COMMON = ("analysis", "kind", "measured", "unit", "metric", "replacement", "positions")
+
+
+def summary_text(rows: Sequence[SummaryRow], threshold: float) -> str:
+    """The rows as aligned text: a block for each measure of each analysis, heads by number of categories, and
+    what was skipped, once."""
+    blocks: dict[tuple, list[SummaryRow]] = {}
+    skipped: dict[tuple[str, str], list[str]] = {}
+    for row in rows:
+        if row.skipped:
+            skipped.setdefault((row.relation, row.skipped), []).append(row.model)
+        else:
+            blocks.setdefault(tuple(getattr(row, field) for field in _COMMON), []).append(row)
+    several = len({row.model for row in rows}) > 1
+    texts = []
+    for own in blocks.values():
+        bare = [row._replace(**dict.fromkeys(_COMMON, "")) for row in own]
+        named = [row for row in bare if row.best_heads or row.opposing_heads or not own[0].measured]
+        lines = [_heading(own[0], threshold), *([summary_table(named)] if named else [])]
+        if without := [
+            " ".join(filter(None, (several * row.model, row.relation))) for row in bare if row not in named
+        ]:
+            lines.append(f"Of no head: {', '.join(without)}")
+        texts.append("\n".join(lines))
+    if skipped:
+        lines = [
+            relation + f" ({', '.join(models)})" * several + f": {reason}"
+            for (relation, reason), models in skipped.items()
+        ]
+        texts.append("\n".join(["Skipped", *lines]))
+    return "\n\n".join(texts)
+
+
+def _heading(row: SummaryRow, threshold: float) -> str:
+    if not row.measured:
+        return f"Heads by number of categories, at a score above {threshold:g}"
+    how = ", ".join(filter(None, (row.analysis, row.replacement, row.positions)))
+    heads = f"; heads: above {threshold:g}" if row.heads != "" else ""
+    return f"{row.measured}{f' in {row.unit}' * bool(row.unit)}{f' ({how})' * bool(how)}{heads}"
 
 
 def summary_table(rows: Sequence[SummaryRow]) -> str:
     """The rows as aligned text for a terminal; a column that is empty, or the same all along, is left out."""
+    lines, numbers = _columns(rows)
+    return aligned(lines, numbers)
+
+
+def summary_cells(rows: Sequence[SummaryRow]) -> list[tuple[str, ...]]:
+    """The rows as tables show them, their titles first."""
+    return _columns([row._replace(kind="") if row.measured else row for row in rows])[0]
+
+
+def _columns(rows: Sequence[SummaryRow]) -> tuple[list[tuple[str, ...]], list[int]]:
+    """Lines of cells, the titles first, and which columns are numbers."""
     columns = []
     for field in SummaryRow._fields:
         cells = [getattr(row, field) for row in rows]
-        if set(cells) == {""} or (len(set(cells)) == 1 and len(rows) > 1) or field == "clean_stderr":
+        if set(cells) <= {""} or (len(set(cells)) == 1 and len(rows) > 1) or field == "clean_stderr":
             continue
         if field == "clean":
             cells = list(map(_clean_text, rows))
@@ -158,7 +227,7 @@ def summary_table(rows: Sequence[SummaryRow]) -> str:
         texts = [with_error(cell, sign=False) if isinstance(cell, float) else str(cell) for cell in cells]
         columns.append((field, [field.replace("_", " "), *texts]))
     lines = list(zip(*(texts for _, texts in columns), strict=True))
-    return aligned(lines, [i for i, (field, _) in enumerate(columns) if field in _NUMBERS])
+    return lines, [i for i, (field, _) in enumerate(columns) if field in _NUMBERS]
 
 
 def _clean_text(row: SummaryRow) -> str:

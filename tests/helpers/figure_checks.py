@@ -5,6 +5,8 @@ import itertools
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.text import Text
 
+LEAST_GAP = 0.03  # inches
+
 
 def assert_tidy(figure) -> None:
     """Every text, legend and pair of axes lies inside the figure, and none of them touch each other."""
@@ -24,6 +26,16 @@ def assert_tidy(figure) -> None:
                 if not low <= tick.get_loc() <= high
                 for t in tick.findobj(Text)
             }
+    # What is written into a panel lies inside it, and touches no other writing there.
+    written = {text: axes for axes in figure.axes for text in axes.texts}
+    for text, axes in written.items():
+        box, panel = (one.get_window_extent(renderer) for one in (text, axes))
+        assert panel.x0 <= box.x0 < box.x1 <= panel.x1, f"{text.get_text()!r} leaves its panel"
+        assert panel.y0 <= box.y0 < box.y1 <= panel.y1, f"{text.get_text()!r} leaves its panel"
+    for one, other in itertools.combinations(written, 2):
+        touch = one.get_window_extent(renderer).overlaps(other.get_window_extent(renderer))
+        assert not touch, f"{one.get_text()!r} overlaps {other.get_text()!r}"
+    texts = [text for text in texts if text not in written]
     boxes = [(f"text {t.get_text()!r}", t.get_window_extent(renderer)) for t in texts if t not in undrawn]
     boxes += [("legend", legend.get_window_extent(renderer)) for legend in legends]
     boxes += [("axes", axes.get_window_extent(renderer)) for axes in figure.axes]
@@ -32,3 +44,15 @@ def assert_tidy(figure) -> None:
         assert min(box.x0, box.y0, width - box.x1, height - box.y1) >= 1, f"{name} is cut off"
     for (name, box), (other, other_box) in itertools.combinations(boxes, 2):
         assert not box.overlaps(other_box), f"{name} overlaps {other}"
+    assert_apart(figure, renderer)
+
+
+def assert_apart(figure, renderer) -> None:
+    """A panel, or a colour bar, with its numbers and labels keeps away from the next, with its own."""
+    gap = LEAST_GAP * figure.dpi
+    whole = [axes.get_tightbbox(renderer) for axes in figure.axes]
+    for one, other in itertools.combinations(whole, 2):
+        beside = one.y0 < other.y1 and other.y0 < one.y1
+        if beside:
+            left, right = sorted((one, other), key=lambda box: box.x0)
+            assert right.x0 - left.x1 >= gap, f"panels are {right.x0 - left.x1:.0f} pixels apart"
