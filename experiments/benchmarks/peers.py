@@ -2,9 +2,10 @@
 
     python -m experiments.benchmarks.peers DIRECTORY [RELATION]
 
-DIRECTORY is Hugging Face's. The others run one forward pass a head, as their documentation shows; one layer's
-heads are timed, and the sum scaled to all layers. Effects of that layer must agree before times are printed.
-Needs torch, transformer_lens and nnsight; one that is not installed is left out.
+DIRECTORY is Hugging Face's. The others run one forward pass a head, as their documentation shows: the heads
+of one layer are timed, and the quickest stands for every head. Our sweep is the quickest of three. (A busy
+machine slows some.) Effects of that layer must agree before times are printed. Needs torch, transformer_lens
+and nnsight; one that is not installed is left out.
 """
 
 import time
@@ -32,9 +33,12 @@ def main(argv: Sequence[str]) -> None:
         raise InputError(f"prompts of one length are compared; those of {relation} are of several")
     asked = HeadAblation(metrics=("logprob",))
     study.run(asked)  # compiles
-    start = time.perf_counter()
-    ours = study.run(asked).grids.one.scores
-    took = {"headjax": time.perf_counter() - start}
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        ours = study.run(asked).grids.one.scores
+        seconds.append(time.perf_counter() - start)
+    took = {"headjax": min(seconds)}
     layer = config.n_layers // 2
     for name, load in (("transformer_lens", lens), ("nnsight", nnsight)):
         try:
@@ -42,10 +46,12 @@ def main(argv: Sequence[str]) -> None:
         except ImportError as error:
             print(f"{name} is left out: {error}")
             continue
-        clean = logprobs(None)
-        start = time.perf_counter()
-        effects = [float(np.mean(clean - logprobs(head))) for head in range(config.n_heads)]
-        took[name] = (time.perf_counter() - start) * config.n_layers
+        clean, effects, seconds = logprobs(None), [], []
+        for head in range(config.n_heads):
+            start = time.perf_counter()
+            effects.append(float(np.mean(clean - logprobs(head))))
+            seconds.append(time.perf_counter() - start)
+        took[name] = min(seconds) * config.n_layers * config.n_heads
         if (apart := float(np.abs(effects - ours[layer]).max())) > TOLERANCE:
             raise InputError(f"effects must agree to {TOLERANCE}; those of {name} are {apart:.1e} apart")
         print(f"{name}: effects of layer {layer} are at most {apart:.1e} apart")
