@@ -8,7 +8,6 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from headjax.report.category_table import HeadCategories
 
 import headjax
 from experiments import gallery
@@ -19,6 +18,7 @@ from headjax.analyses.registry import ANALYSES
 from headjax.circuits.prediction import Prediction
 from headjax.circuits.tables import OVERLAP_COLUMNS, CircuitRow
 from headjax.grid import CSV_COLUMNS
+from headjax.report.category_table import HeadCategories
 from headjax.report.correlations import Correlation
 from headjax.report.curve_tables import CurveRow, CurveSummary
 from headjax.report.prompt_tables import PairRow, PromptRow
@@ -101,9 +101,8 @@ def test_every_analysis_has_a_section_with_a_source_and_a_figure():
 
 
 def test_every_figure_is_there_and_shown():
-    shown = {
-        match for path in DOCS.rglob("*.md") for match in re.findall(r"figures/(\w+)\.png", path.read_text())
-    }
+    text = "\n".join(path.read_text() for path in DOCS.rglob("*.md"))
+    shown = set(re.findall(r"(?<!seed_)figures/(\w+)\.png", text))
     assert shown == gallery.FIGURES.keys() == {path.stem for path in (DOCS / "figures").glob("*.png")}
 
 
@@ -112,7 +111,9 @@ def test_the_python_of_the_first_page_runs(tmp_path: Path, monkeypatch: pytest.M
     names: dict = {}
     for code in re.findall(r"```python\n(.*?)```", page("index.md"), re.DOTALL):
         exec(code, names)
-    assert names["result"].clean[0].accuracy > 0.9
+    clean = {row.relation: row for row in names["result"].clean}
+    assert clean["country_to_capital"].accuracy > 0.9
+    assert clean["word_to_antonym"].n_prompts > 50
     assert names["study"].next_words("The capital of France is", 3)[0][0] == "Paris"
     assert (tmp_path / "capitals.html").is_file()
 
