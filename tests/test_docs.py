@@ -106,6 +106,14 @@ def test_every_figure_is_there_and_shown():
     assert shown == gallery.FIGURES.keys() == {path.stem for path in (DOCS / "figures").glob("*.png")}
 
 
+@pytest.mark.slow
+def test_the_gallery_is_drawn(tmp_path: Path):
+    study = headjax.open("trained", n_prompts=6, top_k=3)
+    files = gallery.write_figures(study, tmp_path, (gallery.SHOWN, "word_to_antonym"))
+    assert {path.stem for path in files} == gallery.FIGURES.keys()
+    assert all(path.stat().st_size > 10_000 for path in files)
+
+
 def test_the_python_of_the_first_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     names: dict = {}
