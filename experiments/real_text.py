@@ -63,7 +63,7 @@ def introduction(found: Finished) -> list[str]:
     relations, skipped = model["relations"], model["skipped"]
     # Of a reason the words that were dropped are left out.
     left_out = ", ".join(f"{one.replace('_', ' ')} ({why.split('; ')[0]})" for one, why in skipped.items())
-    begins = f"begin with {markdown_code(model['bos']['text'])}" if model["bos"] else "begin with a word"
+    first = f"{markdown_code(model['bos']['text'])} in front" if model["bos"] else "no token in front"
     return [
         f"# A real model: {markdown_text(model['name'])}",
         "",
@@ -73,7 +73,7 @@ def introduction(found: Finished) -> list[str]:
         f"d_head {c['d_head']}, d_model {c['d_model']}, a vocabulary of {c['vocab_size']:,} tokens; float32, "
         f"{about['devices']['platform']}, jax {versions['jax']}, {found.day:%Y-%m-%d}. {len(relations)} "
         f"relations have {sum(relations.values()):,} pairs of single tokens; left out: {left_out or 'none'}. "
-        f"At most {about['config']['data']['n_prompts']} prompts of each relation, which {begins}.",
+        f"At most {about['config']['data']['n_prompts']} prompts of each relation, {first}.",
         "",
         f"    {ZOO}",
         "    python -m experiments.real out/real",

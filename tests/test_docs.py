@@ -108,7 +108,8 @@ def test_every_figure_is_there_and_shown():
 
 @pytest.mark.slow
 def test_the_gallery_is_drawn(tmp_path: Path):
-    study = headjax.open("trained", n_prompts=6, top_k=3)
+    relations = (gallery.SHOWN, *gallery.CONTROLS, "name_copying")
+    study = headjax.open("trained", n_prompts=32, top_k=3, relations=relations)
     files = gallery.write_figures(study, tmp_path, (gallery.SHOWN, "word_to_antonym"))
     assert {path.stem for path in files} == gallery.FIGURES.keys()
     assert all(path.stat().st_size > 10_000 for path in files)
