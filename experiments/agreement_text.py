@@ -12,6 +12,12 @@ from experiments.agreement import COMPARED, N_TOP, SIGNIFICANT, VERDICTS, Row
 from headjax.axes import Head
 from headjax.data.hit_rule import HitRule
 
+# What removing a relation's heads says of them, by what it does to other relations.
+OWN_HEADS = "So the heads are **mostly the relations' own**."
+SHARED_HEADS = (
+    "So static scores find heads that are needed, but not heads of one relation: **movers that relations "
+    "share**."
+)
 SHOWN = ("static", "dynamic with context", "attribution", "ablation")  # in figures, left to right
 LABELS = {  # title and unit
     "static": ("Static score", "Share of pairs"),
@@ -106,20 +112,21 @@ def specificity(
         mean_change(curves, "base", "random"),
         mean_change(curves, "control_base", "control_removed"),
     )
-    shared = control[0] - control[1] > (own[0] - own[1]) / 2
+    if np.isnan(control).any():
+        of_controls = "no relation has control relations."
+    else:
+        shared = control[0] - control[1] > (own[0] - own[1]) / 2
+        of_controls = (
+            f"the same heads on prompts of control relations: {control[0]:.2f} to {control[1]:.2f}. "
+            + (SHARED_HEADS if shared else OWN_HEADS)
+        )
     return [
         f"- The head that ablation needs most: {named} of {len(rows)} relations.",
         f"- The best static score is above the threshold {threshold:g} for {above} of {len(rows)}, above "
         f"*constant* for {informative}.",
         f"- Accuracy when a relation's best heads by static score are removed, mean over relations: "
-        f"{own[0]:.2f} to {own[1]:.2f}; as many random heads: {random[0]:.2f} to {random[1]:.2f}; the "
-        f"same heads on prompts of control relations: {control[0]:.2f} to {control[1]:.2f}. "
-        + (
-            "So static scores find heads that are needed, but not heads of one relation: **movers that "
-            "relations share**."
-            if shared
-            else "So the heads are **mostly the relations' own**."
-        ),
+        f"{own[0]:.2f} to {own[1]:.2f}; as many random heads: {random[0]:.2f} to {random[1]:.2f}; "
+        + of_controls,
     ]
 
 
