@@ -148,6 +148,13 @@ def test_what_is_ours_beside_transformer_lens_runs():
     np.testing.assert_allclose(patched.logits, names["output"].logits, atol=1e-4)  # by its own z
 
 
+@pytest.mark.parametrize("name", ["README.md", "BUILD.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+def test_links_of_top_level_files_lead_somewhere(name: str):
+    links = re.findall(r"\]\(([^)#:]+)[^)]*\)", (ROOT / name).read_text())
+    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert links or name == "CHANGELOG.md"
+
+
 def test_top_level_files_are_true():
     citation = (ROOT / "CITATION.cff").read_text()
     assert f"version: {headjax.__version__}\n" in citation
