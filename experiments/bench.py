@@ -1,36 +1,82 @@
 """Benchmarks by name: ``python -m experiments.bench static``. Each checks its numbers before it times.
 
+    python -m experiments.bench NAME
+    python -m experiments.bench real --model DIRECTORY
+    python -m experiments.bench all [--model DIRECTORY]
+
 Every one prints device, threads and what ran, medians, the floor and its distance from it, and last the
-ratio by which our way is faster than the usual one, ``ratio 37.2x``.
+ratio by which our way is faster than the usual one, ``ratio 37.2x``. `all` runs one after the other, each in
+a process of its own, and ends with a table of the ratios.
 """
 
+import argparse
+import datetime
+import importlib
+import platform
+import subprocess
 import sys
-from functools import partial
+from importlib.metadata import version
 
-from experiments.benchmarks.ablation import bench_ablation
-from experiments.benchmarks.dynamic import bench_dynamic
-from experiments.benchmarks.scaling import bench_scaling
-from experiments.benchmarks.static import bench_static
-from experiments.benchmarks.stream import bench_stream
-from experiments.benchmarks.wavefront import bench_wavefront
+from headjax.report.table import aligned
 
+# Name -> its module in experiments.benchmarks, its function, and what that is given.
 BENCHMARKS = {
-    "static": bench_static,
-    "static_with_hits": partial(bench_static, hit_share=0.05),
-    "dynamic": bench_dynamic,
-    "ablation": bench_ablation,
-    "scaling": bench_scaling,
-    "stream": bench_stream,
-    "wavefront": bench_wavefront,
+    "static": ("static", "bench_static", {}),
+    "static_with_hits": ("static", "bench_static", {"hit_share": 0.05}),
+    "dynamic": ("dynamic", "bench_dynamic", {}),
+    "ablation": ("ablation", "bench_ablation", {}),
+    "first": ("first", "bench_first", {}),
+    "scaling": ("scaling", "bench_scaling", {}),
+    "stream": ("stream", "bench_stream", {}),
+    "wavefront": ("wavefront", "bench_wavefront", {}),
+    "real": ("real", "bench_real", {}),
 }
+VERSIONS = ("jax", "flax", "torch", "transformers")
+
+
+def bench_all(model: str | None) -> int:
+    """Runs every benchmark (that of a real model where there is one); 1 if any failed."""
+    lines, failed = [("benchmark", "ratio", "seconds")], False
+    for name in BENCHMARKS:
+        if name == "real" and model is None:
+            continue
+        command = [sys.executable, "-m", "experiments.bench", name]
+        started = datetime.datetime.now()
+        print(f"=== {name}", flush=True)
+        with subprocess.Popen(
+            command + (["--model", model] if name == "real" and model else []),
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            last = ""
+            for last in process.stdout or ():
+                print(last, end="", flush=True)
+        seconds = (datetime.datetime.now() - started).total_seconds()
+        ratio = last.removeprefix("ratio ").strip() if process.returncode == 0 else "failed"
+        lines.append((name, ratio, f"{seconds:.0f}"))
+        failed |= process.returncode != 0
+    versions = ", ".join(f"{package} {version(package)}" for package in VERSIONS)
+    print(f"{datetime.date.today()}, Python {platform.python_version()}, {versions}")
+    print(aligned(lines, numbers=(1, 2)))
+    return int(failed)
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the benchmark that is named; 2 if there is none of that name."""
-    if len(arguments) != 1 or arguments[0] not in BENCHMARKS:
-        print(f"usage: python -m experiments.bench NAME, one of {', '.join(BENCHMARKS)}; got {arguments}")
-        return 2
-    BENCHMARKS[arguments[0]]()
+    """Runs the benchmark that is named."""
+    parser = argparse.ArgumentParser(prog="experiments.bench")
+    parser.add_argument(
+        "name", choices=(*BENCHMARKS, "all"), metavar="NAME", help=f"{', '.join(BENCHMARKS)}, all"
+    )
+    parser.add_argument("--model", metavar="DIRECTORY", help="of a real model's Hugging Face checkpoint")
+    asked = parser.parse_args(arguments)
+    if asked.name == "all":
+        return bench_all(asked.model)
+    if (asked.model is None) == (asked.name == "real"):
+        parser.error("--model goes with real and all" if asked.model else "real needs --model")
+    module, function, options = BENCHMARKS[asked.name]
+    if asked.model is not None:
+        options = {"model": asked.model}
+    getattr(importlib.import_module(f"experiments.benchmarks.{module}"), function)(**options)
     return 0
 
 

@@ -24,7 +24,7 @@ from headjax.study import Study
 
 # Shares of (head, pair) that enter each stage of screened counting (engine/hits.py), for ordinary weights:
 # a model whose heads implement many relations has more of them left.
-STAGE_SHARES = (1.0, 0.01, 0.005, 0.002, 0.001, 0.001)
+STAGE_SHARES = (1.0, 0.04, 0.01, 0.005, 0.002, 0.001)
 
 
 class Prompts(NamedTuple):
@@ -339,15 +339,19 @@ def salient_operations(
 
 
 def stages(vocab_size: int, n_targets: int) -> list[int]:
-    """scores.py `screening_stages`: how many tokens each stage counts over."""
-    seen = [n_targets + n for n in DRAWS if 2 * (n_targets + n) < vocab_size]
-    return [*(end - start for start, end in pairwise([0, *seen])), vocab_size]
+    """engine/hits.py `screening_stages`: the targets, if anything is screened, and how many tokens each stage
+    counts over."""
+    seen = [n for n in DRAWS if 2 * n < vocab_size]
+    return [*([n_targets] if seen else []), *(end - start for start, end in pairwise([0, *seen])), vocab_size]
 
 
 def hit_flops(c: ModelConfig, tokens: list[int], n_pairs: int, platform: str) -> int:
-    """scores.py `relation_hits` of one layer's heads."""
+    """engine/hits.py `relation_hits` of one layer's heads."""
     H, K, D = c.n_heads, c.d_head, c.d_model
     n_slots, flops = min(n_pairs, K), 0
+    if len(tokens) > 1:  # the pairs' own logits, the cheaper way round
+        targets, *tokens = tokens
+        flops += H * 2 * K * D * min(targets, n_pairs)
     for share, T in zip(STAGE_SHARES, tokens, strict=False):
         if share == 1 and n_pairs > K:  # heads with more pairs than K: W_O U, then rows of K
             chunk = min(n_pairs, max(CHUNKS[platform].rows, CHUNKS[platform].logits // T))
@@ -361,7 +365,7 @@ def hit_flops(c: ModelConfig, tokens: list[int], n_pairs: int, platform: str) ->
 
 
 def _rows_run(n_chosen: int, n_rows: int, T: int, platform: str) -> int:
-    """scores.py `_in_chunks`: how many rows it takes to run the chosen ones in chunks of its sizes."""
+    """engine/hits.py `_in_chunks`: how many rows it takes to run the chosen ones in chunks of its sizes."""
     rows = CHUNKS[platform].rows
     sizes = {min(n * rows, n_rows) for n in (1, 2, 4) if n == 1 or n * rows * T <= HELD_LOGITS}
     whole, left = divmod(n_chosen, max(sizes))
@@ -369,7 +373,7 @@ def _rows_run(n_chosen: int, n_rows: int, T: int, platform: str) -> int:
 
 
 def hit_bytes(c: ModelConfig, tokens: list[int], n_pairs: int, platform: str) -> int:
-    """scores.py: the stages' rows beside the unembedding, a chunk of logits, what is known of every pair."""
+    """engine/hits.py: the stages' rows beside the unembedding, a chunk of logits, what is known of pairs."""
     H, K, D, V = c.n_heads, c.d_head, c.d_model, c.vocab_size
     chunk = CHUNKS[platform]
     logits = max(chunk.rows * V, min(chunk.logits, n_pairs * V)) + K * V

@@ -139,7 +139,7 @@ def test_hits_do_not_depend_on_what_was_drawn():
 def test_a_vocabulary_larger_than_the_usual_stages():
     inputs = problem(dict(H=2, N=37, K=3, D=5, V=35_051))
     stages = screening_stages(jnp.asarray(inputs["unembed"]), inputs["targets"])
-    assert [len(stage.rows) for stage in stages][1:] == [2560 - 512, 7680 - 2560, 35_051]
+    assert [len(stage.rows) for stage in stages][1:] == [512, 2560 - 512, 7680 - 2560, 35_051]
     assert_same_hits(screened_hits(**inputs, draws=scores.DRAWS), **inputs)
 
 
@@ -166,24 +166,24 @@ def test_numbers_that_are_none_make_no_hits(where):
     assert not hits.suppression.any()
 
 
-def test_stages_share_no_token_and_the_first_holds_every_target():
+def test_early_stages_share_no_token_and_the_first_of_all_holds_every_target():
     inputs = problem(SHAPES["mixed"])
     unembed = np.arange(2003 * 2, dtype=np.float32).reshape(2003, 2)  # rows tell their token
-    first, second, last = screening_stages(jnp.asarray(unembed), inputs["targets"], (19, 307), seed=5)
-    n_targets = len(np.unique(inputs["targets"]))
-    tokens = [np.asarray(stage.rows[:, 0]) / 2 for stage in (first, second, last)]
-    assert [len(t) for t in tokens] == [n_targets + 19, 307 - 19, 2003]
-    assert len(np.unique(np.concatenate(tokens[:2]))) == n_targets + 307
-    np.testing.assert_array_equal(tokens[2], np.arange(2003))
-    np.testing.assert_array_equal(tokens[0][np.asarray(first.target)], inputs["targets"])
-    np.testing.assert_array_equal(last.target, inputs["targets"])
-    assert (np.asarray(second.target) == -1).all()
+    stages = screening_stages(jnp.asarray(unembed), inputs["targets"], (19, 307), seed=5)
+    targets, first, second, last = (np.asarray(stage.rows[:, 0]) / 2 for stage in stages)
+    np.testing.assert_array_equal(targets, np.unique(inputs["targets"]))
+    assert [len(tokens) for tokens in (first, second, last)] == [19, 307 - 19, 2003]
+    assert len(np.unique(np.concatenate([first, second]))) == 307
+    np.testing.assert_array_equal(last, np.arange(2003))
+    np.testing.assert_array_equal(targets[np.asarray(stages[0].target)], inputs["targets"])
+    np.testing.assert_array_equal(stages[-1].target, inputs["targets"])
+    assert all((np.asarray(stage.target) == -1).all() for stage in stages[1:-1])
 
 
 def test_stages_are_left_out_where_they_spare_nothing():
     targets = np.array([2, 0, 2], np.int32)
     assert [len(s.rows) for s in screening_stages(jnp.asarray(normal(0, 3, 5)), targets)] == [3]
-    assert [len(s.rows) for s in screening_stages(jnp.asarray(normal(0, 1029, 5)), targets)] == [514, 1029]
+    assert [len(s.rows) for s in screening_stages(jnp.asarray(normal(0, 1029, 5)), targets)] == [2, 512, 1029]
 
 
 @pytest.mark.usefixtures("chunks")
@@ -201,16 +201,29 @@ def test_every_undecided_pair_is_counted_however_many_a_head_has():
     np.testing.assert_array_equal(counts.below[undecided], (logits < own).sum(axis=2)[undecided])
 
 
+@pytest.mark.parametrize("n_pairs", [5, 61])
+def test_own_logits_are_the_targets_whichever_way_is_cheaper(n_pairs: int):
+    """Fewer pairs than distinct targets (of other pairs), and more."""
+    inputs = problem(dict(H=3, N=n_pairs, K=7, D=11, V=101), integers)
+    tokens = np.arange(40, 60, dtype=np.int32)
+    inputs["targets"] = np.random.default_rng(0).choice(tokens, n_pairs)
+    rows, slots = jnp.asarray(inputs["unembed"][tokens]), jnp.asarray(inputs["targets"] - 40)
+    q, W_O = jnp.asarray(inputs["q"]), jnp.asarray(inputs["W_O"])
+    counts = scores.own_logits(q, W_O, scores.Stage(rows, slots, jnp.ones(())), "highest")
+    logits = inputs["q"] @ inputs["W_O"] @ inputs["unembed"].T
+    np.testing.assert_array_equal(counts.own, logits[:, np.arange(n_pairs), inputs["targets"]])
+    assert not (counts.above | counts.below).any()
+
+
 def test_few_pairs_see_the_whole_vocabulary():
     """For random weights about 2 k / T of the pairs outlive a stage of T tokens."""
     H, N, K, D, V, T, k = 7, 131, 11, 41, 20_011, 2048, 5
     inputs = problem(dict(H=H, N=N, K=K, D=D, V=V)) | {"k": np.full(N, k, np.int32)}
     q, W_O = jnp.asarray(inputs["q"]), jnp.asarray(inputs["W_O"])
-    stage, _ = screening_stages(jnp.asarray(inputs["unembed"]), inputs["targets"], (T,))
+    targets, stage, _ = screening_stages(jnp.asarray(inputs["unembed"]), inputs["targets"], (T,))
     margin = scores.rounding_margin(q, W_O, stage.largest)
-    counts = scores.count_undecided(
-        q, W_O, stage, jnp.ones((H, N), bool), margin, no_counts((H, N)), "highest"
-    )
+    own = scores.own_logits(q, W_O, targets, "highest")
+    counts = scores.count_undecided(q, W_O, stage, jnp.ones((H, N), bool), margin, own, "highest")
     left = np.mean((counts.above < k) | (counts.below < k))
     assert left < 2 * (2 * k / T)
 
@@ -267,8 +280,9 @@ def test_precision_reaches_every_product(precision, expected):
         inputs["q"], inputs["W_O"], stages, inputs["k"], precision
     )
     products = [e for e in equations(traced.jaxpr) if e.primitive.name == "dot_general"]
-    # Of one head two, of the pooled ones one and, for each size of chunk, another.
-    assert len(products) == (2 + 1 + 3) * len(stages)
+    # One for the pairs' own logits; in every stage of one head two, of the pooled ones one and, for each size
+    # of chunk, another.
+    assert len(products) == 1 + (2 + 1 + 3) * (len(stages) - 1)
     assert all(e.params["precision"] == (expected, expected) for e in products)
 
 

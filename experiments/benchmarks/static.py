@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 from jax import Array
+from jaxtyping import Float, Int
 
 from experiments.benchmarks.measure import matmul_rate, seconds, usable_cores
 from headjax.analyses.relation_scores import HitShares, Weights, head_queries, relation_scores
@@ -22,7 +23,7 @@ from headjax.data.hit_rule import HitRule
 from headjax.data.prompts import TokenPairs
 from headjax.data.relations import Relation
 from headjax.engine import hits as scores
-from headjax.engine.hits import Hits
+from headjax.engine.hits import Hits, Stage
 
 L, H, K, D, V = 2, 16, 64, 1024, 50257
 PAIRS = 100  # of each relation
@@ -91,20 +92,29 @@ class Inside(NamedTuple):
 
     hits: Hits
     shares: list[float]  # of the (head, pair) that enter each stage
-    operations: float  # multiplications and additions
+    operations: float  # multiplications and additions, x_s W_V of every distinct source among them
 
 
-def look_inside(problem: Problem, layer: int) -> Inside:
-    """Takes one layer through the parts of the sweep."""
-    stages = scores.screening_stages(problem.W_E, problem.targets.ravel())
-    k = jnp.asarray(np.repeat(problem.top_k, PAIRS), jnp.int32)
-    x, W_O = jnp.asarray(problem.W_E[problem.sources.ravel()]), jnp.asarray(problem.W_O[layer])
-    q = head_queries(x, jnp.moveaxis(jnp.asarray(problem.W_V[layer]), 1, 0), H, jnp.arange(len(x)))
-    count = jax.jit(scores.count_undecided, static_argnames="precision")
-    undecided, shares, operations = jnp.ones(q.shape[:2], bool), [], 2 * x.size * H * K
-    counts, none = scores.no_counts(q.shape[:2]), scores.no_counts(q.shape[:2])
+own_logits = jax.jit(scores.own_logits, static_argnames="precision")
+count = jax.jit(scores.count_undecided, static_argnames="precision")
+
+
+def look_inside(
+    q: Float[Array, "H N K"],
+    W_O: Float[Array, "H K D"],
+    stages: tuple[Stage, ...],
+    k: Int[Array, " N"],
+    n_sources: int,
+) -> Inside:
+    """Takes the pairs of one layer's heads, x_s W_V of each, through the stages of the sweep."""
+    (H, N, K), D = q.shape, W_O.shape[2]
+    undecided, shares, none = jnp.ones((H, N), bool), [], scores.no_counts((H, N))
+    operations, counts = 2 * n_sources * D * H * K, none
+    if len(stages) > 1:  # the targets come first, for the pairs' own logits
+        operations += 2 * H * K * D * min(N, len(stages[0].rows))
+        counts = own_logits(q, W_O, stages[0], precision="highest")
     rounding = scores.rounding_margin(q, W_O, stages[-1].largest)
-    for stage in stages:
+    for stage in stages[min(1, len(stages) - 1) :]:
         last = stage is stages[-1]
         rows = stage.rows
         shares.append(float(undecided.mean()))
@@ -141,7 +151,13 @@ def bench_static(hit_share: float = 0.0) -> float:
     W_E = jnp.asarray(problem.W_E)
     ours = our_way(problem, W_E)  # compiles
     as_published(problem, 0, heads=1)  # warms up
-    inside = [look_inside(problem, layer) for layer in range(L)]
+    stages = scores.screening_stages(problem.W_E, problem.targets.ravel())
+    k = jnp.asarray(np.repeat(problem.top_k, PAIRS), jnp.int32)
+    x = jnp.asarray(problem.W_E[problem.sources.ravel()])
+    inside = []
+    for W_V, W_O in zip(problem.W_V, problem.W_O, strict=True):
+        q = head_queries(x, jnp.moveaxis(jnp.asarray(W_V), 1, 0), H, jnp.arange(len(x)))
+        inside.append(look_inside(q, jnp.asarray(W_O), stages, k, problem.sources.size))
     published_times, own_times, ties = [], [], 0
     for layer in range(L):  # in turn, so that whatever else the machine does meets both
         published = []

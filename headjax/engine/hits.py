@@ -6,16 +6,17 @@ section 3). A count over part of the vocabulary that already reaches k therefore
 pairs of all heads of a layer pass through a few stages, each of which goes on counting over tokens that the
 ones before have not seen, and only pairs that are still undecided move on:
 
-    stage 1   the run's own targets and 512 drawn tokens   all pairs
-    stage 2   some 2,000 more                              about 1 % of them for k = 10
-    stage 3   some 5,000 more                              0.5 %
+    stage 1   512 drawn tokens                      all pairs
+    stage 2   some 2,000 more                       about 4 % of them for k = 10
+    stage 3   some 5,000 more                       1 %
     ...       some 13,000, some 33,000 more; only in vocabularies like Llama's
-    last      the whole vocabulary, counted anew           0.1 to 0.04 %, and all true hits
+    last      the whole vocabulary, counted anew    0.1 to 0.04 %, and all true hits
 
-Early stages count only logits that differ from the target's by more than rounding can explain; the last one
-counts them as they are, and the target's own logit is read out of the product that it is compared with, so
-a target never differs from itself. Survivors are packed into chunks of a fixed size and a loop runs until
-none is left: shapes are static, and no survivor is ever dropped.
+Before the first, every pair's own logit, its target's, is computed by itself. Early stages count only
+logits that differ from the target's by more than rounding can explain; the last one counts them as they
+are, and the target's own logit is read out of the product that it is compared with, so a target never
+differs from itself. Survivors are packed into chunks of a fixed size and a loop runs until none is left:
+shapes are static, and no survivor is ever dropped.
 
 What a stage costs is bounded by the rank of a head. A head with more than K undecided pairs forms
 ``W_O U`` once, [K T], and each of its pairs then costs K multiplications a token; the few pairs of all
@@ -27,6 +28,7 @@ cap of k, and skips what is left of it where all pairs of a block are decided.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from math import sqrt
 from typing import NamedTuple
 
@@ -40,7 +42,7 @@ from headjax.inputs import check_ids
 from headjax.kernels import dispatch
 from headjax.kernels.vocab_rank import vocab_rank
 
-DRAWS = (512, 2560, 7680, 20480, 53248)  # tokens seen after each early stage, beside the run's own targets
+DRAWS = (512, 2560, 7680, 20480, 53248)  # tokens seen after each early stage
 
 
 class Chunk(NamedTuple):
@@ -107,29 +109,24 @@ def screening_stages(
 ) -> tuple[Stage, ...]:
     """Prepares the stages, once a run: sets of tokens, the last one the whole vocabulary.
 
-    The first early stage holds the distinct targets and draws[0] tokens drawn from the others, those after
-    it more of them, up to draws[i] in all. One after which half of the vocabulary would have been seen is
-    left out, so a small vocabulary is counted at once. The seed decides which pairs are ruled out early and
-    changes no result. `unembed` of type uint16 is the bits of bfloat16. Rows from `vocab_size` on are padding
-    that stands for no token: they are not counted.
+    The first holds the distinct targets alone, for their own logits; the early ones draws[i] tokens drawn
+    from the vocabulary, all in all. One after which half of the vocabulary would have been seen is left
+    out, so a small vocabulary is counted at once, and has but the last stage. The seed decides which pairs
+    are ruled out early and changes no result. `unembed` of type uint16 is the bits of bfloat16. Rows from
+    `vocab_size` on are padding that stands for no token: they are not counted.
 
     Raises InputError for a target that is none of the tokens.
     """
     n_rows = min(vocab_size or len(unembed), len(unembed))
     check_ids(np.asarray(targets), "targets", n_rows)
     unembed = token_rows(unembed if n_rows == len(unembed) else unembed[:n_rows])
-    n_tokens = unembed.shape[0]
+    whole, n_tokens = _stage(unembed, targets), unembed.shape[0]
+    if not (ends := [n for n in draws if 2 * n < n_tokens]):
+        return (whole,)
     own, slot = np.unique(targets, return_inverse=True)
-    others = np.random.default_rng(seed).permutation(np.setdiff1d(np.arange(n_tokens), own))
-    ends = [n for n in draws if 2 * (len(own) + n) < n_tokens]
-    drawn = [others[start:end] for start, end in zip([0, *ends], ends, strict=False)]
-    early = [
-        _stage(unembed[np.concatenate([own, tokens])], slot)
-        if i == 0
-        else _stage(unembed[tokens], np.full(len(targets), -1))
-        for i, tokens in enumerate(drawn)
-    ]
-    return (*early, _stage(unembed, targets))
+    tokens, unseen = np.random.default_rng(seed).permutation(n_tokens), np.full(len(targets), -1)
+    early = [_stage(unembed[tokens[start:end]], unseen) for start, end in pairwise([0, *ends])]
+    return (_stage(unembed[own], slot), *early, whole)
 
 
 def token_rows(unembed: Array | np.ndarray) -> Rows:
@@ -177,18 +174,18 @@ def relation_hits(
     no hits. `implementation` is that of `vocab_rank`, if it is to be used.
     """
     q, W_O = q.astype(jnp.float32), W_O.astype(jnp.float32)
-    *early, last = stages
+    last = stages[-1]
     if is_fused(implementation):
         how = {"cap": k, "precision": precision, "implementation": implementation}
         rank = vocab_rank(q, _widen(last.rows), last.target, W_O=W_O, **how)
         return Hits(rank.above < k[None], rank.below < k[None])
     dispatch.note("relation_hits", "xla", precision)
-    undecided, counts = jnp.ones(q.shape[:2], bool), no_counts(q.shape[:2])
+    undecided, none = jnp.ones(q.shape[:2], bool), no_counts(q.shape[:2])
     margin = rounding_margin(q, W_O, last.largest)
-    for stage in early:
+    counts = own_logits(q, W_O, stages[0], precision) if len(stages) > 1 else none
+    for stage in stages[1:-1]:
         counts = count_undecided(q, W_O, stage, undecided, margin, counts, precision)
         undecided &= (counts.above < k[None]) | (counts.below < k[None])
-    none = no_counts(q.shape[:2])
     counts = count_undecided(q, W_O, last, undecided, jnp.zeros_like(margin), none, precision)
     return Hits(undecided & (counts.above < k[None]), undecided & (counts.below < k[None]))
 
@@ -214,6 +211,24 @@ def rounding_margin(
     norms_q = jnp.linalg.norm(q, axis=2)
     norms_O = jnp.linalg.norm(W_O, axis=(1, 2))
     return 4 * sqrt(n_terms) * float(jnp.finfo(jnp.float32).eps) * largest * norms_O[:, None] * norms_q
+
+
+def own_logits(q: Float[Array, "H N K"], W_O: Float[Array, "H K D"], stage: Stage, precision: str) -> Counts:
+    """Nothing counted, and every pair's own logit: of a stage that holds all targets.
+
+    The cheaper way round: either W_O U of all targets, [K T] of each head, or ``q W_O``, [N D].
+    """
+
+    def of_targets(inputs: tuple[Array, Array]) -> Float[Array, " N"]:
+        q, W_O = inputs
+        return jnp.sum(q * _times_rows(W_O, stage.rows, precision).T[stage.target], axis=1)
+
+    def of_pairs(inputs: tuple[Array, Array]) -> Float[Array, " N"]:
+        q, W_O = inputs
+        return jnp.sum(jnp.matmul(q, W_O, precision=precision) * _widen(stage.rows[stage.target]), axis=1)
+
+    way = of_targets if len(stage.rows) < q.shape[1] else of_pairs
+    return no_counts(q.shape[:2])._replace(own=lax.map(way, (q, W_O)))
 
 
 def count_undecided(
