@@ -1,6 +1,6 @@
 """Every analysis on a real model: what the page docs/real_model.md is written from.
 
-    python -m experiments.run --config real --config.model=smollm2-135m-instruct
+    python -m experiments.run --config experiments/configs/real.py
     python -m experiments.real out/real
 
 Any model that there is a checkpoint of will do, by alias, Hugging Face id or directory. The second command
