@@ -212,8 +212,11 @@ def resolve(name: str | Path, checkpoint_dir: str | Path | None = None, seed: in
     name as it is."""
     build = BESIDE.get(str(name))
     if build is None:
-        for entry in importlib.metadata.entry_points(group="headjax.models", name=str(name)):
-            build = entry.load()
+        # What stands behind "trained" knows "trained-phi" too, and says so in BESIDE when it is loaded.
+        family = str(name).partition("-")[0]
+        for entry in importlib.metadata.entry_points(group="headjax.models", name=family):
+            loaded = entry.load()
+            build = BESIDE.get(str(name), loaded if entry.name == str(name) else None)
     return name if build is None else build(cache_directory(checkpoint_dir), seed)
 
 

@@ -74,8 +74,8 @@ def test_torch_is_only_needed_to_read_bin_files_and_in_benchmarks():
         for file in files(package)
         if {m for m in imported_modules(file) if m.split(".")[0] == "torch"}
     ]
-    benchmarks = {"experiments/benchmarks/torch_gpt2.py", "experiments/verify.py"}  # what they compare with
-    assert set(users) <= {"checkpoints_convert/reader.py", *benchmarks} | {
+    oracles = {"experiments/torch_model.py", "experiments/verify.py"}  # what ours is compared with
+    assert set(users) <= {"checkpoints_convert/reader.py", *oracles} | {
         user for user in users if user.startswith("experiments/benchmarks/")
     }
 

@@ -1,4 +1,6 @@
-"""A new analysis is one file and one line: here it lies in a config file, and no other file knows it.
+"""A new analysis is one file and one line: here it lies in a config file that the documentation shows.
+
+No other file knows it.
 
 It is run, planned, killed and resumed, streamed, drawn, tabulated and reported, on one device and on eight.
 """
@@ -8,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,104 +29,27 @@ from tests.helpers.runs import altered
 from tests.helpers.tiny_run import tiny_run
 
 ROOT = Path(__file__).resolve().parents[1]
-FILE = '''
-from dataclasses import dataclass
-from typing import NamedTuple
-
-import jax.numpy as jnp
-import numpy as np
-
-from experiments.config import RunConfig
-from headjax.analyses.base import Asked, effect_grids
-from headjax.analyses.registry import register
-from headjax.costs import Cost, chunked, forward
-from headjax.engine.layer_sweep import Sweep, run_sweep
-from headjax.grid import Coordinate, GridSet
-from headjax.options import option
-from headjax.report.table import Table
-from headjax.result import Result
-from headjax.study import Compute, Data
-
-
-class LargestNorm(NamedTuple):
-    model: str
-    layer: int
-    norm: float
-
-
-@register
-@dataclass(frozen=True, kw_only=True)
-class HeadNorm(Asked):
-    """How long what each head writes before W_O is, at the last position.
-
-    Attributes:
-      power: of the norm.
-    """
-
-    kind = "head_norm"
-    streams = True
-    reads_tables = {"largest_norms": LargestNorm}
-    power: float = option(1.0, least=0)
-
-    def reads(self, data):
-        return super().reads(data) | {"compute.stream"}
-
-    def check(self, study, before):
-        return {Coordinate("head_norm", task) for task in self.tasks(study)}
-
-    def cost(self, study, machine):
-        chunks, B, S, _ = chunked(study, study.task_batch(self.prompts).tokens, machine.copies)
-        return Cost(chunks * forward(study.config, B, S), 0, frozenset({("head_norms", B, S)}))
-
-    def run(self, study, work):
-        batch = study.task_batch(self.prompts)
-        how = dict(batch_size=study.compute.batch_size, track=work.track, remember=work.remember)
-        norms = run_sweep(NORMS, study.sweep_model(), (batch.tokens, batch.mask), label="head norms", **how)
-        norms = norms**self.power
-        grids = effect_grids(study, batch, "head_norm", norms, "", np.zeros(len(norms)))
-        largest = enumerate(norms.max(axis=(0, 2)))
-        rows = tuple(LargestNorm(study.display_name, i, float(n)) for i, n in largest)
-        return Result(GridSet(tuple(grids)), {"largest_norms": rows})
-
-    def tables(self, name, found, report):
-        stem = self.stem(name, "largest_norms")
-        return [Table(stem, LargestNorm._fields, found.tables[stem], f"largest norms of {name}")]
-
-
-NORMS = Sweep(
-    "head_norms",
-    begin=lambda model, tokens, mask: None,
-    layer=lambda block, ran, asked, shared: jnp.linalg.norm(ran.z[:, -1], axis=-1),
-    finish=lambda model, asked, kept, ends: jnp.moveaxis(kept, 0, 1),
-)
-
-
-def get_config():
-    return RunConfig(
-        MODEL,
-        analyses={"head_norm": HeadNorm(), "squared": HeadNorm(power=2.0)},
-        data=Data(relations_dir=RELATIONS, min_pairs=3, templates=("<X> is",)),
-        compute=Compute(batch_size=8),
-        out=OUT,
-    )
-'''
+FILE = ROOT / "docs" / "examples" / "head_norm.py"  # the documentation shows it
 
 
 @pytest.fixture(scope="module")
-def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    tmp = tmp_path_factory.mktemp("new")
-    known = dict(ANALYSES)
-    tiny = tiny_run(tmp)
-    names = {"MODEL": tiny.model, "RELATIONS": tiny.data.relations_dir, "OUT": tiny.out}
-    (tmp / "config.py").write_text(FILE + "".join(f"\n{name} = {value!r}" for name, value in names.items()))
-    yield tmp / "config.py"
+def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Fields of a run on a tiny model, in place of those that the documentation's file gives."""
+    tiny, known = tiny_run(tmp_path_factory.mktemp("new")), dict(ANALYSES)
+    fields = {
+        "model": tiny.model,
+        "relations_dir": tiny.data.relations_dir,
+        "min_pairs": "3",
+        "out": tiny.out,
+    }
+    yield fields
     ANALYSES.clear()
     ANALYSES.update(known)
 
 
 @pytest.fixture(scope="module")
-def finished(file: Path) -> tuple[RunConfig, list[Path]]:
-    config = load_config(str(file), {})
+def finished(asked: dict[str, str]) -> tuple[RunConfig, list[Path]]:
+    config = load_config(str(FILE), asked)
     return config, run(config, progress=False)
 
 
@@ -173,21 +99,21 @@ def test_it_is_on_the_page(finished):
     assert page.read_bytes() == before
 
 
-def test_it_is_planned(file: Path, capsys):
-    print_plan(load_config(str(file), {"mesh": "data:1"}))
+def test_it_is_planned(asked, capsys):
+    print_plan(load_config(str(FILE), asked | {"mesh": "data:1"}))
     said = capsys.readouterr().out
     (line,) = [line for line in said.splitlines() if line.startswith("squared")]
     assert "not worked out" not in line
 
 
-def test_it_is_streamed(file: Path, finished, tmp_path: Path):
-    config = load_config(str(file), {"stream": "true", "out": str(tmp_path)})
+def test_it_is_streamed(asked, finished, tmp_path: Path):
+    config = load_config(str(FILE), asked | {"stream": "true", "out": str(tmp_path)})
     run(config, progress=False)
     for key, grid in scores(finished[0]).items():
         np.testing.assert_allclose(scores(config)[key], grid, rtol=1e-5)
 
 
-def test_it_is_killed_and_goes_on(file: Path, finished, tmp_path: Path, monkeypatch):
+def test_it_is_killed_and_goes_on(finished, tmp_path: Path, monkeypatch):
     config = altered(finished[0], out=str(tmp_path))
     with killed_after(3, monkeypatch):
         run(config, progress=False)
@@ -198,8 +124,10 @@ def test_it_is_killed_and_goes_on(file: Path, finished, tmp_path: Path, monkeypa
 
 
 @pytest.mark.slow
-def test_one_device_finds_what_eight_find(file: Path, finished, tmp_path: Path):
-    command = [sys.executable, "-m", "experiments.run", f"--config={file}", f"--config.out={tmp_path}"]
+def test_one_device_finds_what_eight_find(asked, finished, tmp_path: Path):
+    fields = (asked | {"out": str(tmp_path)}).items()
+    given = [f"--config.{name}={value}" for name, value in fields]
+    command = [sys.executable, "-m", "experiments.run", f"--config={FILE}", *given]
     environment = os.environ | {"XLA_FLAGS": ""}
     subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, timeout=300)
     described = json.loads((tmp_path / "run.json").read_text())

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from experiments import trained
+from experiments.agreement import agreement_rows, spearman
+from experiments.agreement_text import read_table
 from experiments.config import load_config
 from experiments.run import open_model
-from experiments.trained.agreement import agreement_rows, spearman
-from experiments.trained.page import read_table, write_page
+from experiments.trained.page import write_page
 from experiments.trained.questions import accuracies, make_questions
 from experiments.trained.settings import PRESETS, Settings, config_fields
 from experiments.trained.text import Writer
@@ -172,9 +173,10 @@ def test_a_page_is_made_from_a_runs_files_alone(tmp_path):
             {
                 "name": "trained-gpt2",
                 "config": {"n_layers": 3, "n_heads": 5, "d_head": 2, "d_model": 10, "vocab_size": 1234},
+                "hit_rule": {"top_k": 3, "top_k_copying": 1, "first_mlp": True},
             }
         ],
-        "config": {"top_k": 3, "top_k_copying": None, "threshold": 0.15},
+        "config": {"report": {"threshold": 0.15}},
         "seconds": {"one": 40.0, "two": 2.2},
         "devices": {"platform": "cpu"},
     }

@@ -21,7 +21,7 @@ import headjax
 from checkpoints_convert import convert
 from checkpoints_convert.engine import open_source
 from experiments.run import run
-from headjax import InputError, load_model
+from headjax import InputError, load_model, zoo
 from headjax.io import check_file_names
 from headjax.parameters.cache import ensure_converted
 from headjax.parameters.converted import read_provenance
@@ -44,6 +44,28 @@ def hf_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 # --- names --------------------------------------------------------------------------------------------
+
+
+def test_what_stands_behind_a_name_knows_its_family(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """`trained-phi` is one of those that the entry point `trained` makes known; others stay names."""
+
+    class Entry:
+        name = "trained"
+
+        def load(self):
+            zoo.BESIDE["trained-phi"] = lambda directory, seed: directory / "phi"
+            return lambda directory, seed: directory / "own"
+
+    def entry_points(group: str, name: str) -> list[Entry]:
+        assert group == "headjax.models"
+        return [Entry()] if name == "trained" else []
+
+    monkeypatch.setattr(zoo, "BESIDE", {})
+    monkeypatch.setattr("importlib.metadata.entry_points", entry_points)
+    assert zoo.resolve("trained-phi", tmp_path) == tmp_path / "phi"
+    assert zoo.resolve("trained", tmp_path) == tmp_path / "own"
+    assert zoo.resolve("trained-other", tmp_path) == "trained-other"
+    assert zoo.resolve("gpt2-xl", tmp_path) == "gpt2-xl"
 
 
 @pytest.mark.parametrize(

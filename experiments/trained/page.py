@@ -3,17 +3,17 @@
 python -m experiments.trained.page out/trained [docs/trained_model.md]
 """
 
-import csv
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from experiments.agreement import Row, agreement_rows
+from experiments.agreement_text import read_table
+from experiments.page_figures import draw_measures
 from experiments.trained import MODELS
-from experiments.trained.agreement import Row, agreement_rows
-from experiments.trained.page_text import LABELS, SHOWN, write_text
-from headjax import figures
+from experiments.trained.page_text import write_text
 from headjax.errors import InputError, run_main
 from headjax.grid import load_npz
 from headjax.io import atomic_write, read_json
@@ -59,20 +59,6 @@ def choose(rows: list[Row]) -> list[Row]:
     known = [row for row in rows if not np.isnan(row.rho["static", "ablation"])]
     ordered = sorted(known, key=lambda row: -row.rho["static", "ablation"])
     return ordered[:N_FIGURES] + ordered[N_FIGURES:][-N_FIGURES:]
-
-
-def draw_measures(row: Row, path: Path) -> Path:
-    """Heat maps of SHOWN, side by side, as PNG."""
-    panels = [figures.Panel(row.scores[name], *LABELS[name]) for name in SHOWN]
-    png, pdf = figures.signed_map(panels, path.with_suffix(""))
-    pdf.unlink()
-    return png
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
 
 
 def main(argv: Sequence[str]) -> None:
