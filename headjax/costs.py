@@ -210,7 +210,7 @@ def variant(c: ModelConfig, S: int, start: int, positions: str) -> int:
 def dynamic_scores(c: ModelConfig, prompts: Prompts, n_targets: int, itemsize: int, platform: str) -> Cost:
     """analyses/dynamic_scores.py: a forward pass, then both kinds of z of every head as pairs."""
     chunks, B, S, _ = prompts
-    tokens = stages(c.vocab_size, n_targets)
+    tokens = stages(c.vocab_size, c.d_model, chunks * B, n_targets)
     flops = forward(c, B, S) + c.n_layers * hit_flops(c, tokens, 2 * B, platform)
     own = prompts.own
     activations = layer_bytes(c, own, S, itemsize) + hit_bytes(c, tokens, 2 * own, platform)
@@ -338,21 +338,28 @@ def salient_operations(
 # --- relation hits ------------------------------------------------------------------------------------
 
 
-def stages(vocab_size: int, n_targets: int) -> list[int]:
-    """engine/hits.py `screening_stages`: the targets, if anything is screened, and how many tokens each stage
-    counts over."""
-    seen = [n for n in DRAWS if 2 * n < vocab_size]
-    return [*([n_targets] if seen else []), *(end - start for start, end in pairwise([0, *seen])), vocab_size]
+class Tokens(NamedTuple):
+    """engine/hits.py `screening_stages`: the targets that come by themselves, the tokens of each stage."""
+
+    targets: int
+    counted: list[int]
 
 
-def hit_flops(c: ModelConfig, tokens: list[int], n_pairs: int, platform: str) -> int:
+def stages(vocab_size: int, d_model: int, n_pairs: int, n_targets: int) -> Tokens:
+    """Those for so many pairs with so many distinct targets."""
+    seen = [n for n in DRAWS if 2 * (n_targets + n) < vocab_size]
+    counted = [*(end - start for start, end in pairwise([0, *seen])), vocab_size]
+    if not seen or n_pairs > d_model:
+        return Tokens(n_targets if seen else 0, counted)
+    return Tokens(0, [n_targets + counted[0], *counted[1:]])
+
+
+def hit_flops(c: ModelConfig, tokens: Tokens, n_pairs: int, platform: str) -> int:
     """engine/hits.py `relation_hits` of one layer's heads."""
     H, K, D = c.n_heads, c.d_head, c.d_model
-    n_slots, flops = min(n_pairs, K), 0
-    if len(tokens) > 1:  # the pairs' own logits, the cheaper way round
-        targets, *tokens = tokens
-        flops += H * 2 * K * D * min(targets, n_pairs)
-    for share, T in zip(STAGE_SHARES, tokens, strict=False):
+    n_slots = min(n_pairs, K)
+    flops = H * 2 * K * D * min(tokens.targets, n_pairs)  # the pairs' own logits, the cheaper way round
+    for share, T in zip(STAGE_SHARES, tokens.counted, strict=False):
         if share == 1 and n_pairs > K:  # heads with more pairs than K: W_O U, then rows of K
             chunk = min(n_pairs, max(CHUNKS[platform].rows, CHUNKS[platform].logits // T))
             flops += H * 2 * K * T * (D + -(-n_pairs // chunk) * chunk)
@@ -372,13 +379,13 @@ def _rows_run(n_chosen: int, n_rows: int, T: int, platform: str) -> int:
     return whole * max(sizes) + (min(size for size in sizes if size >= left) if left else 0)
 
 
-def hit_bytes(c: ModelConfig, tokens: list[int], n_pairs: int, platform: str) -> int:
+def hit_bytes(c: ModelConfig, tokens: Tokens, n_pairs: int, platform: str) -> int:
     """engine/hits.py: the stages' rows beside the unembedding, a chunk of logits, what is known of pairs."""
     H, K, D, V = c.n_heads, c.d_head, c.d_model, c.vocab_size
     chunk = CHUNKS[platform]
     logits = max(chunk.rows * V, min(chunk.logits, n_pairs * V)) + K * V
     pairs = H * n_pairs * (K + 8) + H * min(n_pairs, K) * D
-    return 4 * (sum(tokens) * D + 2 * logits + pairs)
+    return 4 * ((tokens.targets + sum(tokens.counted)) * D + 2 * logits + pairs)
 
 
 def relation_scores(
@@ -386,7 +393,7 @@ def relation_scores(
 ) -> Cost:
     """analyses/relation_scores.py. `activations` are all that it holds: it does not need the model."""
     D, F = c.d_model, c.d_mlp
-    tokens = stages(c.vocab_size, n_targets)
+    tokens = stages(c.vocab_size, D, n_pairs, n_targets)
     layer = n_sources * 2 * D * c.n_kv_heads * c.d_head + hit_flops(c, tokens, n_pairs, platform)
     n_matrices = 3 if c.gated_mlp else 2
     flops = c.n_layers * layer + first_mlp * n_sources * n_matrices * 2 * D * F

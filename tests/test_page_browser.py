@@ -238,6 +238,17 @@ def test_scores_colours_and_marks_are_chosen(opened):
     assert one(opened, "#map-title").text.startswith("after: tiny, dynamic scores: dynamic context")
 
 
+def test_what_is_said_of_a_pinned_head_follows_what_the_map_shows(opened, runs):
+    search(opened, "L3H2")
+    for relation, name in (("country_to_capital", "Country to capital"), (EVIL, EVIL)):
+        choose(opened, "relation or task", name)
+        scores = grid(runs, kind="static", relation=relation).scores
+        assert readout(opened).startswith(f"L3H2: {scores[3, 2]:.2f}")
+    one(opened, "[aria-label=unpin]").click()
+    choose(opened, "relation or task", "Country to capital")
+    assert readout(opened) == ""
+
+
 def test_two_runs_are_subtracted(opened, runs):
     choose(opened, "relation or task", "Country to capital")
     options = [o.text for o in Select(one(opened, "[data-control=minus]")).options]

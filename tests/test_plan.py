@@ -172,7 +172,8 @@ def test_flops_of_relation_hits_are_those_of_their_program(model):
     assert planned == pytest.approx(SMALL.n_layers * counted, rel=0.01)
     slots = PROMPTS.answers[:, None]
     arrays = (PROMPTS.tokens, PROMPTS.mask, PROMPTS.sources, slots, slots[:, 0] * 0 + 3)
-    counted = traced(_program(dynamic_scores.SWEEP), (model, ((stages[0].rows, stages[0].largest),)), *arrays)
+    shared = (stages[0]._replace(target=None),)
+    counted = traced(_program(dynamic_scores.SWEEP), (model, shared), *arrays)
     planned = costs.dynamic_scores(SMALL, Prompts(1, B, S), B, 4, "cpu").flops
     assert planned == pytest.approx(counted, rel=0.01)
 
@@ -393,7 +394,7 @@ def test_what_relation_scores_hold_by_hand():
     """Embedding and unembedding, the larger of two layers and the first MLP, sources twice, and hits."""
     D, F, K, V = 61, 131, 16, 601
     held = max(3 * D * F, 2 * D * K * (6 + 2)) + 2 * V * D + 2 * 5 * D
-    without = costs.hit_bytes(SMALL, costs.stages(V, 7), 11, "cpu")
+    without = costs.hit_bytes(SMALL, costs.stages(V, D, 11, 7), 11, "cpu")
     assert costs.relation_scores(SMALL, 11, 5, 7, True, "cpu").activations - without == 4 * held
 
 

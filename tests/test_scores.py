@@ -180,10 +180,22 @@ def test_early_stages_share_no_token_and_the_first_of_all_holds_every_target():
     assert all((np.asarray(stage.target) == -1).all() for stage in stages[1:-1])
 
 
+def test_few_targets_are_counted_over_in_the_first_stage():
+    """No more of them than a row is long."""
+    unembed, targets = normal(0, 2003, 23), np.arange(23, dtype=np.int32)[::-1] * 7
+    first, second, _ = screening_stages(jnp.asarray(unembed), targets, (19, 307), seed=5)
+    assert not isinstance(first, scores.Targets)
+    assert [len(stage.rows) for stage in (first, second)] == [23 + 19, 307 - 19]
+    np.testing.assert_array_equal(first.rows[first.target], unembed[targets])
+    more = screening_stages(jnp.asarray(unembed), np.append(targets, np.int32(3)), (19, 307), seed=5)
+    assert isinstance(more[0], scores.Targets)
+    assert [len(stage.rows) for stage in more[:3]] == [24, 19, 307 - 19]
+
+
 def test_stages_are_left_out_where_they_spare_nothing():
     targets = np.array([2, 0, 2], np.int32)
     assert [len(s.rows) for s in screening_stages(jnp.asarray(normal(0, 3, 5)), targets)] == [3]
-    assert [len(s.rows) for s in screening_stages(jnp.asarray(normal(0, 1029, 5)), targets)] == [2, 512, 1029]
+    assert [len(s.rows) for s in screening_stages(jnp.asarray(normal(0, 1029, 5)), targets)] == [514, 1029]
 
 
 @pytest.mark.usefixtures("chunks")
@@ -209,7 +221,7 @@ def test_own_logits_are_the_targets_whichever_way_is_cheaper(n_pairs: int):
     inputs["targets"] = np.random.default_rng(0).choice(tokens, n_pairs)
     rows, slots = jnp.asarray(inputs["unembed"][tokens]), jnp.asarray(inputs["targets"] - 40)
     q, W_O = jnp.asarray(inputs["q"]), jnp.asarray(inputs["W_O"])
-    counts = scores.own_logits(q, W_O, scores.Stage(rows, slots, jnp.ones(())), "highest")
+    counts = scores.own_logits(q, W_O, scores.Targets(rows, slots, jnp.ones(())), "highest")
     logits = inputs["q"] @ inputs["W_O"] @ inputs["unembed"].T
     np.testing.assert_array_equal(counts.own, logits[:, np.arange(n_pairs), inputs["targets"]])
     assert not (counts.above | counts.below).any()

@@ -74,7 +74,7 @@ def write_small(directory: Path) -> None:
     """A checkpoint of GPT-2 small's size, under a tokenizer of the trained model's words and of fillers."""
     _, theirs = gpt2_twins(GPT2_SMALL)
     theirs.save_pretrained(directory)
-    source = MODELS / "trained-gpt2"
+    source = MODELS["trained-gpt2"]
     for file in source.glob("*token*"):
         shutil.copy(file, directory)
     tokenizer = json.loads((source / "tokenizer.json").read_text("utf-8"))

@@ -23,7 +23,7 @@ from headjax.data.hit_rule import HitRule
 from headjax.data.prompts import TokenPairs
 from headjax.data.relations import Relation
 from headjax.engine import hits as scores
-from headjax.engine.hits import Hits, Stage
+from headjax.engine.hits import Hits, Stages, Targets
 
 L, H, K, D, V = 2, 16, 64, 1024, 50257
 PAIRS = 100  # of each relation
@@ -102,7 +102,7 @@ count = jax.jit(scores.count_undecided, static_argnames="precision")
 def look_inside(
     q: Float[Array, "H N K"],
     W_O: Float[Array, "H K D"],
-    stages: tuple[Stage, ...],
+    stages: Stages,
     k: Int[Array, " N"],
     n_sources: int,
 ) -> Inside:
@@ -110,11 +110,12 @@ def look_inside(
     (H, N, K), D = q.shape, W_O.shape[2]
     undecided, shares, none = jnp.ones((H, N), bool), [], scores.no_counts((H, N))
     operations, counts = 2 * n_sources * D * H * K, none
-    if len(stages) > 1:  # the targets come first, for the pairs' own logits
-        operations += 2 * H * K * D * min(N, len(stages[0].rows))
-        counts = own_logits(q, W_O, stages[0], precision="highest")
     rounding = scores.rounding_margin(q, W_O, stages[-1].largest)
-    for stage in stages[min(1, len(stages) - 1) :]:
+    for stage in stages:
+        if isinstance(stage, Targets):
+            operations += 2 * H * K * D * min(N, len(stage.rows))
+            counts = own_logits(q, W_O, stage, precision="highest")
+            continue
         last = stage is stages[-1]
         rows = stage.rows
         shares.append(float(undecided.mean()))

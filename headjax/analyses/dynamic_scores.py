@@ -34,7 +34,7 @@ from headjax.analyses.base import (
 from headjax.costs import Cost, Machine
 from headjax.data.prompts import PromptBatch
 from headjax.engine.batches import Remember, Track, Work, check_prompts, compute_anew, untracked
-from headjax.engine.hits import Stage, relation_hits, screening_stages
+from headjax.engine.hits import Stages, relation_hits, screening_stages
 from headjax.engine.layer_sweep import Ends, LayerRun, Sweep, run_sweep
 from headjax.errors import InputError, shown
 from headjax.grid import SUPPRESSION, Coordinate, GridSet
@@ -96,7 +96,7 @@ def dynamic_scores(
     slots = np.stack([np.asarray(stage.target) for stage in stages], axis=1)
     hits, finite = run_sweep(
         *(SWEEP, model, (prompts.tokens, prompts.mask, prompts.sources, slots, top_k)),
-        shared=tuple((stage.rows, stage.largest) for stage in stages),
+        shared=tuple(stage._replace(target=None) for stage in stages),
         batch_size=batch_size,
         label="dynamic scores",
         track=track,
@@ -151,11 +151,11 @@ def _begin(
 
 
 def _layer_hits(
-    block: Block, ran: LayerRun, asked: Asked, vocabularies: tuple[tuple[Array, Array], ...]
+    block: Block, ran: LayerRun, asked: Asked, vocabularies: Stages
 ) -> tuple[Bool[Array, "B H 4"], Bool[Array, " B"]]:
     """Hits of one layer's heads, a column for each of SCORES, and whether what is behind them was finite.
 
-    `vocabularies` are the rows of the unembedding that each stage of screening counts, and the largest norm.
+    `vocabularies` are the stages of screening without the places of the prompts' targets.
     """
     z, config = ran.z[:, -1], block.config
     B, H, _ = z.shape
@@ -165,7 +165,7 @@ def _layer_hits(
     # Both as pairs of the same heads, so that whatever depends on the weights alone is made once.
     both = jnp.concatenate([z, without_context])
     stages = tuple(
-        Stage(rows, jnp.tile(asked.slots[:, i], 2), largest) for i, (rows, largest) in enumerate(vocabularies)
+        stage._replace(target=jnp.tile(asked.slots[:, i], 2)) for i, stage in enumerate(vocabularies)
     )
     how = config.precision, config.implementation
     hits = relation_hits(jnp.swapaxes(both, 0, 1), block.writes[0], stages, jnp.tile(asked.top_k, 2), *how)

@@ -46,7 +46,7 @@ from headjax.costs import Cost, Machine
 from headjax.data.hit_rule import HitRule
 from headjax.data.prompts import TokenPairs
 from headjax.engine.batches import Remember, Work, compute_anew
-from headjax.engine.hits import Stage, relation_hits, screening_stages, token_rows
+from headjax.engine.hits import Stages, relation_hits, screening_stages, token_rows
 from headjax.engine.mesh import WHOLE, fetch, place
 from headjax.errors import InputError
 from headjax.grid import SUPPRESSION, Coordinate, GridSet
@@ -233,7 +233,7 @@ def _hits_of_heads(
     W_O: Float[Array, "heads K D"],
     later: Bool[Array, " units"],
     x: Float[Array, "2 N_sources D"],
-    stages: tuple[Stage, ...],
+    stages: Stages,
     source: Int[Array, " N"],
     relation: Int[Array, " N"],
     k: Int[Array, " N"],

@@ -12,11 +12,12 @@ ones before have not seen, and only pairs that are still undecided move on:
     ...       some 13,000, some 33,000 more; only in vocabularies like Llama's
     last      the whole vocabulary, counted anew    0.1 to 0.04 %, and all true hits
 
-Before the first, every pair's own logit, its target's, is computed by itself. Early stages count only
-logits that differ from the target's by more than rounding can explain; the last one counts them as they
-are, and the target's own logit is read out of the product that it is compared with, so a target never
-differs from itself. Survivors are packed into chunks of a fixed size and a loop runs until none is left:
-shapes are static, and no survivor is ever dropped.
+Before the first, every pair's own logit, its target's, is computed by itself; or the run's own targets are
+counted over in stage 1, too, where there are no more of them than a row of the unembedding is long. Early
+stages count only logits that differ from the target's by more than rounding can explain; the last one
+counts them as they are, and the target's own logit is read out of the product that it is compared with, so
+a target never differs from itself. Survivors are packed into chunks of a fixed size and a loop runs until
+none is left: shapes are static, and no survivor is ever dropped.
 
 What a stage costs is bounded by the rank of a head. A head with more than K undecided pairs forms
 ``W_O U`` once, [K T], and each of its pairs then costs K multiplications a token; the few pairs of all
@@ -80,6 +81,14 @@ class Stage(NamedTuple):
     largest: Float[Array, ""]
 
 
+class Targets(NamedTuple):
+    """The distinct targets, over which nothing is counted: rows, places and norm as those of a stage."""
+
+    rows: Rows
+    target: Int[Array, " N"]
+    largest: Float[Array, ""]
+
+
 class Counts(NamedTuple):
     """How many logits are strictly greater and strictly smaller than the target's own."""
 
@@ -91,6 +100,10 @@ class Counts(NamedTuple):
 def no_counts(shape: tuple[int, ...]) -> Counts:
     """What counting begins with."""
     return Counts(jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.int32), jnp.zeros(shape, jnp.float32))
+
+
+# Targets, where they stand by themselves, early stages, the last one.
+Stages = tuple[Stage | Targets, ...]
 
 
 class Hits(NamedTuple):
@@ -106,27 +119,33 @@ def screening_stages(
     draws: tuple[int, ...] = DRAWS,
     seed: int = 0,
     vocab_size: int | None = None,
-) -> tuple[Stage, ...]:
+) -> Stages:
     """Prepares the stages, once a run: sets of tokens, the last one the whole vocabulary.
 
-    The first holds the distinct targets alone, for their own logits; the early ones draws[i] tokens drawn
-    from the vocabulary, all in all. One after which half of the vocabulary would have been seen is left
-    out, so a small vocabulary is counted at once, and has but the last stage. The seed decides which pairs
-    are ruled out early and changes no result. `unembed` of type uint16 is the bits of bfloat16. Rows from
-    `vocab_size` on are padding that stands for no token: they are not counted.
+    The early ones hold draws[i] tokens, all in all, that are no targets. Of the targets the first early
+    one holds each, where these are no more than D: then it is forming W_O U that costs, and that of the
+    targets is needed anyhow. Where they are more, comparing all pairs with all targets would cost most,
+    and they come first, by themselves. An early stage after which half of the vocabulary would have been
+    seen is left out, so a small vocabulary is counted at once, and has but the last stage. The seed
+    decides which pairs are ruled out early and changes no result. `unembed` of type uint16 is the bits of
+    bfloat16. Rows from `vocab_size` on are padding that stands for no token: they are not counted.
 
     Raises InputError for a target that is none of the tokens.
     """
     n_rows = min(vocab_size or len(unembed), len(unembed))
     check_ids(np.asarray(targets), "targets", n_rows)
     unembed = token_rows(unembed if n_rows == len(unembed) else unembed[:n_rows])
-    whole, n_tokens = _stage(unembed, targets), unembed.shape[0]
-    if not (ends := [n for n in draws if 2 * n < n_tokens]):
-        return (whole,)
+    n_tokens, whole = unembed.shape[0], _stage(unembed, targets)
     own, slot = np.unique(targets, return_inverse=True)
-    tokens, unseen = np.random.default_rng(seed).permutation(n_tokens), np.full(len(targets), -1)
-    early = [_stage(unembed[tokens[start:end]], unseen) for start, end in pairwise([0, *ends])]
-    return (_stage(unembed[own], slot), *early, whole)
+    if not (ends := [n for n in draws if 2 * (len(own) + n) < n_tokens]):
+        return (whole,)
+    others = np.random.default_rng(seed).permutation(np.setdiff1d(np.arange(n_tokens), own))
+    first, *drawn = (others[start:end] for start, end in pairwise([0, *ends]))
+    unseen = np.full(len(targets), -1)
+    more = [_stage(unembed[tokens], unseen) for tokens in drawn]
+    if len(targets) <= unembed.shape[1]:
+        return (_stage(unembed[np.concatenate([own, first])], slot), *more, whole)
+    return (Targets(*_stage(unembed[own], slot)), _stage(unembed[first], unseen), *more, whole)
 
 
 def token_rows(unembed: Array | np.ndarray) -> Rows:
@@ -161,7 +180,7 @@ def _largest_norm(rows: Rows) -> Float[Array, ""]:
 def relation_hits(
     q: Float[Array, "H N K"],
     W_O: Float[Array, "H K D"],
-    stages: tuple[Stage, ...],
+    stages: Stages,
     k: Int[Array, " N"],
     precision: str = "highest",
     implementation: str | None = None,
@@ -181,9 +200,11 @@ def relation_hits(
         return Hits(rank.above < k[None], rank.below < k[None])
     dispatch.note("relation_hits", "xla", precision)
     undecided, none = jnp.ones(q.shape[:2], bool), no_counts(q.shape[:2])
-    margin = rounding_margin(q, W_O, last.largest)
-    counts = own_logits(q, W_O, stages[0], precision) if len(stages) > 1 else none
-    for stage in stages[1:-1]:
+    margin, counts = rounding_margin(q, W_O, last.largest), none
+    for stage in stages[:-1]:
+        if isinstance(stage, Targets):
+            counts = own_logits(q, W_O, stage, precision)
+            continue
         counts = count_undecided(q, W_O, stage, undecided, margin, counts, precision)
         undecided &= (counts.above < k[None]) | (counts.below < k[None])
     counts = count_undecided(q, W_O, last, undecided, jnp.zeros_like(margin), none, precision)
@@ -213,8 +234,10 @@ def rounding_margin(
     return 4 * sqrt(n_terms) * float(jnp.finfo(jnp.float32).eps) * largest * norms_O[:, None] * norms_q
 
 
-def own_logits(q: Float[Array, "H N K"], W_O: Float[Array, "H K D"], stage: Stage, precision: str) -> Counts:
-    """Nothing counted, and every pair's own logit: of a stage that holds all targets.
+def own_logits(
+    q: Float[Array, "H N K"], W_O: Float[Array, "H K D"], stage: Targets, precision: str
+) -> Counts:
+    """Nothing counted, and every pair's own logit.
 
     The cheaper way round: either W_O U of all targets, [K T] of each head, or ``q W_O``, [N D].
     """

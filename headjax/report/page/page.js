@@ -253,8 +253,12 @@
 
   function pin(layer, head) {
     state.pinned = state.cursor = [layer, head];
-    drawMap(); drawCategoryMaps(); drawSide();
-    say(`${label(layer, head)}: ${current().text(place(state.grid, layer, head))}, n = ${state.grid.n}`);
+    drawMap(); drawCategoryMaps(); drawSide(); sayPinned();
+  }
+
+  // The pinned head's number in what the map shows now; nothing where none is pinned.
+  function sayPinned() {
+    say(state.pinned ? `${label(...state.pinned)}: ${current().text(place(state.grid, ...state.pinned))}, n = ${state.grid.n}` : "");
   }
 
   // --- what all pictures have alike ----------------------------------------------------------------------
@@ -830,7 +834,7 @@
 
   function redraw() {
     if (!state.grid) return;
-    drawControls(); drawMap(); drawSide(); drawCategoryMaps();
+    drawControls(); drawMap(); drawSide(); drawCategoryMaps(); sayPinned();
   }
 
   function everything() { redraw(); drawParts(); }
