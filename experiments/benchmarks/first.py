@@ -35,7 +35,7 @@ from experiments.run import execute, parse_overrides
 execute(sys.argv[1], parse_overrides(sys.argv[2:]), False, False)
 print(json.dumps([len(compiled), sum(compiled)]))
 """
-DONE = re.compile(r": \w+: [\d.]+ s$")  # what a run says when an analysis is done
+DONE = re.compile(r": (?!check|load|convert)\w+: [\d.]+ s$")  # what a run says when an analysis is done
 
 
 class Lap(NamedTuple):
