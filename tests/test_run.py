@@ -146,6 +146,7 @@ def test_figures_are_drawn_again_otherwise(finished, tmp_path: Path):
     for fields, message in (
         ({"top_k": "3"}, "are drawn again with other values of threshold, .*; top_k needs another run"),
         ({"tables": "md"}, "are drawn again with other values of threshold, .*; tables needs another run"),
+        ({"circuits": "L9H6"}, "L9H6"),
         ({"circuits": "unknown=L1H2"}, "circuits must name relations whose heads are scored: copying; got"),
         ({"heat_maps": "unknown"}, "heat_maps must name relations that are scored: copying; got 'unknown'"),
         ({"formats": "gif"}, "field 'formats' must be one of png, pdf, svg; got 'gif'"),

@@ -5,7 +5,10 @@ from pathlib import Path
 
 from headjax import figures
 from headjax.analyses.base import Analysis, check_report
+from headjax.circuits.published import check_fits
 from headjax.circuits.tables import prediction_tables
+from headjax.grid import KV_GROUPS
+from headjax.report.drawing import read_marks
 from headjax.report.options import Report
 from headjax.report.prompt_tables import prompt_tables
 from headjax.report.summary import (
@@ -52,6 +55,10 @@ def draw_report(
 ) -> list[Path]:
     """The figures of all analyses, as the report asks. Raises InputError for what cannot be shown."""
     check_report(report, analyses.values(), Data(), found.grids.grids)
+    shapes = {grid.scores.shape for grid in found.grids if grid.part != KV_GROUPS}
+    for entry in report.circuits:
+        for shape in shapes:
+            check_fits(read_marks(entry)[1], *shape)
     files: list[Path] = []
     with figures.look(**{name: getattr(report, name) for name in figures.Look._fields}):
         for name, analysis in analyses.items():
