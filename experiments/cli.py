@@ -120,9 +120,8 @@ def command(arguments: argparse.Namespace) -> None:
         from experiments.config import split_fields
         from experiments.run import execute
 
-        given = [arguments.config, *arguments.fields]
-        config = "relation_scores" if given[0].startswith("--") else given.pop(0)
-        execute(config, split_fields(given), arguments.command == "plan", not arguments.noprogress)
+        fields, planned = split_fields(arguments.fields), arguments.command == "plan"
+        execute(arguments.config, fields, planned, not arguments.noprogress)
     elif arguments.command == "draw":
         from experiments import draw
 
@@ -160,11 +159,12 @@ def command(arguments: argparse.Namespace) -> None:
 def main() -> None:
     """The console script."""
     argv = sys.argv[1:]
-    # argparse takes no option that it does not know before the first positional argument.
-    if argv[:1] in (["run"], ["plan"]) and argv[1:2] and argv[1].startswith("--"):
-        known = ("--help", "-h", "--noprogress")
-        at = 1 + sum(word in known for word in argv[1:2])
-        argv = [*argv[:at], *(() if argv[1] in ("--help", "-h") else ("relation_scores",)), *argv[at:]]
+    if argv[:1] in (["run"], ["plan"]) and not {"-h", "--help"} & set(argv[1:2]):
+        # argparse takes no option that it does not know before the first positional argument, nor one that it
+        # knows after it: in the order that it takes.
+        given = [word for word in argv[1:] if word != "--noprogress"]
+        config = given.pop(0) if given and not given[0].startswith("--") else "relation_scores"
+        argv = [argv[0], *["--noprogress"] * ("--noprogress" in argv), config, *given]
     arguments = make_parser().parse_args(argv)
     sys.argv = sys.argv[:1]  # absl, which ends the process, has no flags of its own here
     run_main(

@@ -57,6 +57,29 @@ def test_importing_a_run_imports_neither_torch_nor_what_only_some_runs_need():
     assert done.stdout == "[]\n", done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "config", "progress"),
+    [
+        ("run --n_prompts 4", "relation_scores", True),
+        ("run trained --n_prompts 4", "trained", True),
+        ("run --noprogress trained --n_prompts 4", "trained", False),
+        ("run trained --noprogress --n_prompts 4", "trained", False),
+        ("run trained --n_prompts 4 --noprogress", "trained", False),
+        ("run --n_prompts 4 --noprogress", "relation_scores", False),
+    ],
+)
+def test_a_run_without_progress_is_asked_for_anywhere(
+    arguments: str, config: str, progress: bool, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr("experiments.run.execute", lambda *how: asked.append(how))
+    monkeypatch.setattr(sys, "argv", ["headjax", *arguments.split()])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    assert asked == [(config, {"n_prompts": "4"}, False, progress)]
+
+
 def test_fields_in_any_spelling():
     assert split_fields(["--model", "gpt2", "--out=a=b", "--config.analyses.mean.positions=all"]) == {
         **{"model": "gpt2", "out": "a=b", "analyses.mean.positions": "all"},
