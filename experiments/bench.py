@@ -17,7 +17,9 @@ import subprocess
 import sys
 from importlib.metadata import version
 
+from headjax.errors import InputError
 from headjax.report.table import aligned
+from headjax.zoo import find_source
 
 # Name -> its module in experiments.benchmarks, its function, and what that is given.
 BENCHMARKS = {
@@ -69,6 +71,11 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--model", metavar="DIRECTORY", help="of a real model's Hugging Face checkpoint")
     asked = parser.parse_args(arguments)
+    if asked.model is not None:
+        try:
+            find_source(asked.model)
+        except InputError as error:  # said before anything runs
+            parser.error(str(error))
     if asked.name == "all":
         return bench_all(asked.model)
     if (asked.model is None) == (asked.name == "real"):

@@ -144,7 +144,7 @@ def split_fields(arguments: Sequence[str]) -> dict[str, str]:
     for argument in waiting:
         name, equals, value = argument.removeprefix("--").partition("=")
         if not argument.startswith("--") or not name:
-            raise InputError(f"after the config only --FIELD VALUE may follow; got {shown(argument)}")
+            raise InputError(f"fields are given as --FIELD VALUE, after all else; got {shown(argument)}")
         if not equals:
             value = next(waiting, None)
             if value is None:

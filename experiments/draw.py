@@ -4,6 +4,7 @@ its page.
 python -m experiments.draw out/demo --formats svg --threshold 0.2
 """
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import fields as options
 from pathlib import Path
@@ -15,6 +16,7 @@ from experiments.config import (
     config_from_json,
     find_place,
     parse_at,
+    put,
     put_all,
     refuse_idle,
     split_fields,
@@ -71,7 +73,13 @@ def draw_again(out: Path, fields: Mapping[str, str]) -> list[Path]:
     comparison = own_file(out, record, "comparison.csv")
     compared = read_rows(comparison, Comparison) if comparison else ()
     found = read_result(out, record, config)
-    drawn = draw_all(found, compared, config)
+    # All of them or none: what cannot be drawn as asked leaves the run as it was.
+    (out / "figures").mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out) as beside:
+        drawn = [
+            file.replace(out / file.relative_to(beside))
+            for file in draw_all(found, compared, put(config, "out", beside))
+        ]
     if own_file(out, record, SAID):  # runs of before there were pages have none
         drawn = [*drawn, *page_again(out, config.report, found)]
     # Drawn by another version, or with other fields, they may be other files than before.

@@ -168,8 +168,10 @@ class HeadGrid:
             f'<div><div>{html.escape(repr(self))}</div><table style="{table}">{"".join(rows)}</table></div>'
         )
 
-    def top(self, k: int = 5) -> list[tuple[Head, float]]:
+    def top(self, k: Any = 5) -> list[tuple[Head, float]]:
         """The k heads with the highest scores, best first; ties by layer, then head; NaN last."""
+        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+            raise InputError(f"k must be a whole number of at least 1; got {shown(k)}")
         best = np.argsort(-self.scores, axis=None, kind="stable")[:k]
         heads = [Head(*divmod(int(i), self.scores.shape[1])) for i in best]
         return [(head, float(self.scores[head])) for head in heads]
@@ -215,7 +217,7 @@ class GridSet:
             raise InputError(f"{rule}; here are {len(self)}{'; ' * bool(told)}{told}")
         return self.grids[0]
 
-    def top(self, k: int = 5) -> list[tuple[Head, float]]:
+    def top(self, k: Any = 5) -> list[tuple[Head, float]]:
         """The k heads with the highest scores of the only grid (`HeadGrid.top`)."""
         return self.one.top(k)
 
@@ -256,6 +258,9 @@ class GridSet:
 
         A list, tuple or set means any of its members. Nothing that fits gives an empty set.
         """
+        known = [*HeadGrid.__dataclass_fields__, "kind"]
+        if unknown := coordinates.keys() - set(known):
+            raise InputError(f"grids have the fields {', '.join(known)}; got {shown(min(unknown))}")
         wanted = {
             field: value if isinstance(value, list | tuple | set | frozenset) else (value,)
             for field, value in coordinates.items()

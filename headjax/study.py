@@ -412,6 +412,8 @@ class Study:
         from headjax.report.page.data import describe_run
         from headjax.report.page.write import write_page
 
+        if not isinstance(result, Result):
+            raise InputError(f"a page is of what run() returned; got {shown(type(result).__name__)}")
         path = Path(path)
         said = describe_run(path.stem, result, result.analyses, (self,), Report(**report))
         return write_page(path, [(said, result.grids)])

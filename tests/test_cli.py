@@ -85,7 +85,7 @@ def test_fields_in_any_spelling():
         **{"model": "gpt2", "out": "a=b", "analyses.mean.positions": "all"},
     }
     for wrong, message in (
-        (["model"], "only --FIELD VALUE may follow; got 'model'"),
+        (["model"], "fields are given as --FIELD VALUE, after all else; got 'model'"),
         (["--model"], "'--model' has none"),
         (["--out", "a", "--config.out=b"], "a field must be given once; got --out twice"),
     ):

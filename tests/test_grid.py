@@ -72,6 +72,14 @@ def test_select_takes_values_and_collections(mixed):
     assert len(mixed + mixed) == 2 * len(mixed)
 
 
+def test_wrong_questions_to_grids_are_refused():
+    with pytest.raises(InputError, match=r"grids have the fields scores, model, .*; got 'relations'"):
+        hand_made().select(relations="capitals")
+    for k in (0, -1, True, 1.5, "a"):
+        with pytest.raises(InputError, match="k must be a whole number of at least 1; got"):
+            next(iter(hand_made())).top(k)
+
+
 def test_top_is_best_first_with_ties_in_head_order_and_nan_last():
     scores = np.zeros((3, 4))
     scores[2, 1], scores[0, 3], scores[1, 0] = 0.9, 0.5, np.nan

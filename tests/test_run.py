@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image as mpimg
@@ -19,6 +20,8 @@ from experiments.config import RunConfig
 from experiments.run import parse_overrides, run
 from headjax.errors import InputError, run_main
 from headjax.grid import load_npz
+from headjax.report.drawing import marks_for
+from headjax.report.options import Report
 from tests.helpers.own_relations import write_relations
 from tests.helpers.runs import altered, run_config
 from tests.helpers.tiny_run import tiny_run
@@ -147,6 +150,7 @@ def test_figures_are_drawn_again_otherwise(finished, tmp_path: Path):
         ({"top_k": "3"}, "are drawn again with other values of threshold, .*; top_k needs another run"),
         ({"tables": "md"}, "are drawn again with other values of threshold, .*; tables needs another run"),
         ({"circuits": "L9H6"}, "L9H6"),
+        ({"circuits": "copying=L1H2,copying=L0H1"}, "circuits must mark each relation once, .*L0H1"),
         ({"circuits": "unknown=L1H2"}, "circuits must name relations whose heads are scored: copying; got"),
         ({"heat_maps": "unknown"}, "heat_maps must name relations that are scored: copying; got 'unknown'"),
         ({"formats": "gif"}, "field 'formats' must be one of png, pdf, svg; got 'gif'"),
@@ -288,3 +292,27 @@ def test_overrides_are_field_equals_value():
     assert parse_overrides(["--config.out=a=b", "--config.top_k=3"]) == {"out": "a=b", "top_k": "3"}
     with pytest.raises(InputError, match=r"--config\.FIELD=VALUE"):
         parse_overrides(["--config.out", "x"])
+
+
+def test_what_cannot_be_drawn_leaves_the_figures_as_they_were(finished, tmp_path: Path, monkeypatch):
+    """The last figure of several fails."""
+    config, _ = finished
+    out = Path(shutil.copytree(config.out, tmp_path / "out"))
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+
+    def fail(*_):
+        raise InputError("no room")
+
+    monkeypatch.setattr(draw, "draw_comparison", fail)
+    with pytest.raises(InputError, match="no room"):
+        draw.draw_again(out, {"title": "Another"})
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+
+
+def test_marks_of_a_relation_go_before_those_of_all(finished):
+    config, _ = finished
+    grid = load_npz(Path(config.out) / "scores.npz").select(kind="static").one
+    report = Report(circuits=("L0H1", "copying=L1H2"))
+    assert [str(head) for head in marks_for(grid, report).heads()] == ["L1H2"]
+    other = replace(grid, relation="capitals")
+    assert [str(head) for head in marks_for(other, report).heads()] == ["L0H1"]

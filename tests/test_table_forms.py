@@ -52,7 +52,14 @@ def test_latex_is_a_booktabs_tabular():
     measured = r"$41$ & $0.5$ & $3.2 \cdot 10^{-12}$"
     effects = r"L1H0 $+2.00 \pm 0.5$, L0H0 $-4 \cdot 10^{-3} \pm 0.001$"
     assert lines[4] == rf"my\_model \& co & L9H6 & {measured} & {effects} \\"
-    assert lines[5] == r"100\% | *x* & L1H2 L3H4 & - & $-12.2$ & - &  \\"
+    assert lines[5] == r"100\% \textbar{} *x* & L1H2 L3H4 & - & $-12.2$ & - &  \\"
+
+
+def test_columns_in_which_nothing_stands_are_for_machines_alone(tmp_path: Path):
+    table = Table("t", ("text", "source", "bos"), [("The <X> of", "", None), ("a|b", "", None)])
+    assert table.markdown().splitlines()[0] == "| text |"
+    assert r"The \textless{}X\textgreater{} of \\" in table.latex()
+    assert table.write(tmp_path)[0].read_text("utf-8").splitlines()[0] == "text,source,bos"
 
 
 def test_markdown_keeps_text_text():

@@ -1,12 +1,12 @@
-"""Benchmark of every sweep on a model with weights of its own, against torch code, a head at a time.
+"""Benchmark of every sweep on a model's own weights, against torch code, a head at a time.
 
     python -m experiments.bench real --model DIRECTORY
 
 The usual way is timed for a sample (heads, or relations) and scaled to all; ours whole, its preparation
 included. Both are float32 with as many threads, and torch makes the logits of the last position alone. What
-both find is compared before a time is printed: numbers relative to the largest, and hits one by one, but for
-ties within rounding. It also says how many pairs are hits and how many pass each stage of relation scores:
-real weights have crowded heads, random ones have not.
+both find is compared before a time is printed: numbers relative to the largest, and how many hits each head
+has in each relation, but for ties within rounding. It also says how many pairs are hits and how many pass
+each stage of relation scores: real weights have crowded heads, random ones have not.
 """
 
 import statistics

@@ -3,10 +3,14 @@
 Read off XLA's own account of the partitioned programs and not timed: forced CPU devices share their cores.
 A loop's body counts once: for a forward sweep that is one layer, and all other loops are made to end after
 one pass, by chunks as large as all there is. What eight devices find is compared with what one does before
-anything is printed.
+anything is printed. At the end every analysis that runs prompts, whole, on the trained model of the
+repository: all its programs, as often as they are called.
 """
 
+import contextlib
 import re
+import sys
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,12 +20,34 @@ from flax import nnx
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
+import headjax
+from headjax.analyses import (
+    AttentionPatterns,
+    CircuitDiscovery,
+    DynamicScores,
+    GradientAttribution,
+    HeadAblation,
+    LogitAttribution,
+    PathPatching,
+)
+from headjax.analyses.base import Analysis
 from headjax.analyses.relation_scores import compile_scores, deal_heads
 from headjax.config import ModelConfig, Rotary
 from headjax.engine import hits as scores
+from headjax.engine import mesh as mesh_module
 from headjax.engine import metrics
 from headjax.engine.hits import screening_stages
-from headjax.engine.mesh import AXES, DATA_AXIS, ROWS, WHOLE, compile_step, fetch, parameter_sharding, place
+from headjax.engine.mesh import (
+    AXES,
+    DATA_AXIS,
+    ROWS,
+    WHOLE,
+    compile_step,
+    fetch,
+    parameter_sharding,
+    place,
+    upload,
+)
 from headjax.engine.prefill import SPECS, prefill
 from headjax.engine.variant_step import VariantEdit, variant_step
 from headjax.model import Transformer, build_model, model_parameters
@@ -107,6 +133,58 @@ WAYS = {
 }
 
 
+ANALYSES = (
+    *(DynamicScores(), LogitAttribution(), AttentionPatterns(), GradientAttribution()),
+    *(HeadAblation(replacement="mean"), HeadAblation(replacement="resample", positions="all")),
+    *(PathPatching(prompts="ioi"), CircuitDiscovery(prompts="ioi", n_stages=1)),
+)
+
+
+@contextlib.contextmanager
+def counted() -> Iterator[list[Cost]]:
+    """The cost of every program that sweeps call inside, once a call."""
+    costs: list[Cost] = []
+    known: dict[Any, Cost] = {}
+    spread = mesh_module.spread
+
+    def counting(
+        step: Callable, mesh: Mesh | None, in_specs: tuple, out_specs: Any = ROWS, **static: Any
+    ) -> Callable:
+        run = spread(step, mesh, in_specs, out_specs, **static)
+        fixed = tuple(sorted(static.items()))
+        program = step if mesh is None else compile_step(step, mesh, (WHOLE, *in_specs), out_specs, fixed)
+
+        def call(model: Any, *arrays: Any) -> Any:
+            placed = upload(arrays, mesh, in_specs)
+            key = (step, fixed, str(jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), placed)))
+            if key not in known:
+                known[key] = cost_of(program.lower(model, *placed, **({} if mesh else static)).compile())
+            costs.append(known[key])
+            return run(model, *placed)
+
+        return call
+
+    users = [module for module in list(sys.modules.values()) if getattr(module, "spread", None) is spread]
+    for module in users:
+        module.spread = counting
+    try:
+        yield costs
+    finally:
+        for module in users:
+            module.spread = spread
+
+
+def whole_analysis(analysis: Analysis, n_devices: int) -> tuple[Cost, list[np.ndarray]]:
+    """The cost of all its programs for each of one or all devices, and its scores."""
+    study = headjax.open("trained-llama", n_prompts=8, mesh={"data": max(DEVICES), "model": 1})
+    if n_devices == 1:
+        vars(study)["mesh"] = None  # a study takes all devices there are
+    with counted() as costs:
+        found = study.run(analysis)
+    total = Cost(sum(one.flop for one in costs), sum(one.received for one in costs))
+    return total, [grid.scores for grid in found.grids]
+
+
 def bench_scaling() -> float:
     """Prints the table; returns the least share of the work of one device that eight share out evenly."""
     jax.config.update("jax_num_cpu_devices", max(DEVICES))
@@ -127,5 +205,23 @@ def bench_scaling() -> float:
             share = first.flop / cost.flop / n
             print(f"    {n:7}   {cost.flop / 1e6:10.1f}   {share:14.0%}   {cost.received / 1024:20.1f}")
         evenness.append(share)
+    evenness.append(bench_analyses())
     print(f"ratio {min(evenness):.2f}x")
     return min(evenness)
+
+
+def bench_analyses() -> float:
+    """Prints a line an analysis; returns the least share that eight devices share out evenly."""
+    n = max(DEVICES)
+    print(f"whole analyses of the trained Llama, prompts over {n} devices")
+    print("    MFLOP of one   of each of all   evenness   KiB received by each")
+    shares = []
+    for analysis in ANALYSES:
+        one, expected = whole_analysis(analysis, 1)
+        each, found = whole_analysis(analysis, n)
+        for ours, theirs in zip(found, expected, strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
+        shares.append(one.flop / each.flop / n)
+        flop = f"{one.flop / 1e6:12.1f}   {each.flop / 1e6:14.1f}   {shares[-1]:8.0%}"
+        print(f"    {flop}   {each.received / 1024:12.1f}   {analysis}", flush=True)
+    return min(shares)

@@ -12,7 +12,7 @@ from headjax.circuits.prediction import ALL_ROLES, Prediction, predictions
 from headjax.circuits.published import CIRCUITS, Circuit, circuit_text
 from headjax.grid import GridSet, HeadGrid
 from headjax.io import safe_name
-from headjax.report.drawing import read_marks
+from headjax.report.drawing import asked_marks, read_marks
 from headjax.report.options import Report
 from headjax.report.table import Page, Table
 from headjax.result import Result
@@ -144,13 +144,14 @@ def prediction_table(rows: Sequence[Prediction], n: int = 3) -> str:
 
 def circuit_for(model: str, relation: str, report: Report, found: Result) -> Circuit | None:
     """The marks on one relation's panel: the report's or, without any for it, those of a circuit found."""
-    marks = [circuit for named, circuit in map(read_marks, report.circuits) if named in (None, relation)]
-    marks += [
+    if (asked := asked_marks(relation, report)) is not None:
+        return asked
+    marks = (
         found_circuit(heads, model, task)
         for (of_model, task), heads in found_circuits(found).items()
         if of_model == model and RELATION_OF_TASK.get(task, task) == relation
-    ]
-    return next(iter(marks), None)
+    )
+    return next(marks, None)
 
 
 def with_prediction(circuit: Circuit, grid: HeadGrid) -> Circuit:

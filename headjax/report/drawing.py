@@ -36,11 +36,14 @@ def check_shown(report: Report, grids: Collection[Coordinate | HeadGrid]) -> Non
         if relation not in relations:
             rule = f"heat_maps must name relations that are scored: {', '.join(relations)}"
             raise InputError(f"{rule}; got {relation!r}")
-    for entry in report.circuits:
-        relation, _ = read_marks(entry)
+    named = [relation for relation, _ in map(read_marks, report.circuits)]
+    for entry, relation in zip(report.circuits, named, strict=True):
+        if named.count(relation) > 1:
+            rule = "circuits must mark each relation once, all heads of it together, as L9H6 L9H9"
+            raise InputError(f"{rule}; got {' and '.join(map(repr, report.circuits))}")
         if relation not in (None, *single) or not single:
-            named = ", ".join(single) or "there are none"
-            rule = f"circuits must name relations whose heads are scored: {named}"
+            scored = ", ".join(single) or "there are none"
+            rule = f"circuits must name relations whose heads are scored: {scored}"
             raise InputError(f"{rule}; got {entry!r}")
         if relation is not None and report.heat_maps and relation not in report.heat_maps:
             rule = f"circuits must name relations that are drawn (heat_maps): {', '.join(report.heat_maps)}"
@@ -61,8 +64,13 @@ def marks_for(grid: HeadGrid, report: Report) -> Circuit | None:
     """The heads that the report wants marked on a map of this grid; groups of heads have none."""
     if grid.part == KV_GROUPS:
         return None
-    marks = (circuit for named, circuit in map(read_marks, report.circuits) if named in (None, grid.relation))
-    return next(marks, None)
+    return asked_marks(grid.relation, report)
+
+
+def asked_marks(relation: str, report: Report) -> Circuit | None:
+    """The marks the report asks for on a relation's panels: its own before those of all."""
+    marks = dict(map(read_marks, report.circuits))
+    return marks.get(relation) or marks.get(None)
 
 
 def figure_name(grid: HeadGrid) -> str:

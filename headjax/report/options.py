@@ -16,7 +16,8 @@ class Report(Options):
     Attributes:
       threshold: a head implements a relation above this score.
       count_suppression: whether implementing a relation by suppression gives a head its category.
-      tables: forms of every table besides CSV, of "tex" (LaTeX, booktabs), "md" (Markdown) and "parquet".
+      tables: forms besides CSV of every table but scores.csv, of "tex" (LaTeX, booktabs), "md" (Markdown) and
+        "parquet".
       circuits: marks on the heat maps, as `RELATION=SOURCE`, where SOURCE is a published circuit
         (`circuit_reuse`), a file of heads, or a head (`L9H6`); a SOURCE alone marks every panel.
       heat_maps: relations to draw; empty means those with marks of their own, or else the two with the

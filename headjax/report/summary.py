@@ -210,7 +210,7 @@ def summary_table(rows: Sequence[SummaryRow]) -> str:
 
 def summary_cells(rows: Sequence[SummaryRow]) -> list[tuple[str, ...]]:
     """The rows as tables show them, their titles first."""
-    return _columns([row._replace(kind="") if row.measured else row for row in rows])[0]
+    return _columns([row._replace(kind="") for row in rows])[0]
 
 
 def _columns(rows: Sequence[SummaryRow]) -> tuple[list[tuple[str, ...]], list[int]]:

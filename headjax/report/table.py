@@ -63,10 +63,11 @@ class Table(NamedTuple):
         return frame
 
     def _lines(self) -> list[list[str]]:
-        if self.shown:
-            return [list(line) for line in self.shown]
-        rows = (map(cell_text, _cells(row)) for row in self.rows)
-        return [[column.replace("_", " ") for column in self.columns], *map(list, rows)]
+        """For people: the titles, then the rows; columns in which nothing stands are left out."""
+        rows = [list(map(cell_text, _cells(row))) for row in self.rows]
+        title, *lines = self.shown or [[column.replace("_", " ") for column in self.columns], *rows]
+        kept = [i for i in range(len(title)) if not lines or {line[i] for line in lines} - {"", "-"}]
+        return [[line[i] for i in kept] for line in (title, *lines)]
 
 
 class Page(NamedTuple):
@@ -153,6 +154,9 @@ _LATEX_CODES = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
     **{character: "\\" + character for character in "&%$#_{}"},
 }
 
@@ -169,7 +173,7 @@ def _latex(cell: str) -> str:
         return f"${_of_ten(cell)}$"
     if re.fullmatch(f"<{_VALUE}", cell):  # of a p-value, of which no more than the power is known
         return f"$<10^{{{int(cell.partition('e')[2])}}}$"
-    text = re.sub(r"[\\~^&%$#_{}]", lambda special: _LATEX_CODES[special[0]], cell)
+    text = re.sub(r"[\\~^<>|&%$#_{}]", lambda special: _LATEX_CODES[special[0]], cell)
     return re.sub(
         rf"({_VALUE}) \+- ({_VALUE})", lambda pair: f"${_of_ten(pair[1])} \\pm {_of_ten(pair[2])}$", text
     )
