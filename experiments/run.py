@@ -294,7 +294,7 @@ def execute(path: str, overrides: Mapping[str, str], planned: bool, progress: bo
         print_plan(config)
         return
     start_processes(config.distributed)
-    check_alike("code and config", code_and_config(config))
+    check_alike("code and config", partial(code_and_config, config))
     with kept_programs(config.checkpoint_dir):
         run(config, progress)
 

@@ -48,7 +48,7 @@ class Units:
             if is_whole(content):
                 self._found[file.stem] = content
         found = hashlib.sha256(b"".join(content[:32] for content in self._found.values()))
-        check_alike(f"finished units in {directory}, on a disk that they share", found.digest())
+        check_alike(f"finished units in {directory}, on a disk that they share", found.digest)
         self._asked: Counter[str] = Counter()
         self.n_found = len(self._found)
 

@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import scipy.special  # JAX itself needs scipy, so it is always there
 from jaxtyping import Float
 
 N_BOOTSTRAP = 1000
@@ -21,8 +20,10 @@ def wilson(share: Number, n: Number, level: float = 0.95) -> np.ndarray:
     It keeps within 0 and 1 and has a width at both: 12 of 12 may come from any share above 0.76. All of
     [0, 1] where there were no trials.
     """
+    from scipy.special import ndtri  # scipy takes a while to import; JAX needs it, so it is always there
+
     share, n = np.broadcast_arrays(np.asarray(share, np.float64), np.asarray(n, np.float64))
-    z = scipy.special.ndtri((1 + level) / 2)
+    z = ndtri((1 + level) / 2)
     known = np.maximum(n, 1e-9)
     center = (share + z**2 / (2 * known)) / (1 + z**2 / known)
     half = z / (1 + z**2 / known) * np.sqrt(share * (1 - share) / known + z**2 / (4 * known**2))
@@ -73,14 +74,16 @@ def draws_band(
     Of means: Student's t. Of shares, where `values` are 0 and 1: Wilson's interval for as many independent
     trials as would have this variance (Korn & Graubard 1998), and never for more than there are prompts.
     """
+    from scipy.special import ndtri, stdtrit  # as in `wilson`
+
     variance, freedom = draws_variance(values)
     mean = values.mean(axis=(0, 2), dtype=np.float64)
-    t = scipy.special.stdtrit(freedom, (1 + level) / 2)
+    t = stdtrit(freedom, (1 + level) / 2)
     if not shares:
         half = t * np.sqrt(variance)
         return np.stack([mean - half, mean + half])
     n_prompts = np.full(mean.shape, values.shape[-1], np.float64)
-    shrink = (scipy.special.ndtri((1 + level) / 2) / t) ** 2
+    shrink = (ndtri((1 + level) / 2) / t) ** 2
     effective = shrink * mean * (1 - mean) / np.where(variance > 0, variance, 1)
     return wilson(mean, np.where(variance > 0, np.minimum(effective, n_prompts), n_prompts), level)
 

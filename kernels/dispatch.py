@@ -15,6 +15,7 @@ import contextlib
 import contextvars
 import dataclasses
 import functools
+import importlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -29,10 +30,25 @@ class Choice(NamedTuple):
     precision: str
 
 
+# What every op has, a module each that holds a function of the op's name.
+NAMES = ("reference", "xla", "pallas_mosaic_tpu", "pallas_mosaic_gpu")
 # Their float32 products are exact whatever precision is asked for.
 ALWAYS_HIGHEST = ("reference", "pallas_mosaic_gpu")
 
 _ran: contextvars.ContextVar[set[Choice] | None] = contextvars.ContextVar("ran", default=None)
+
+
+def implementations(op: str) -> dict[str, Callable]:
+    """Name -> an op's implementation, whose module is imported when it is first called: Pallas takes long
+    to import, and few runs use it."""
+
+    def imported(name: str) -> Callable:
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return getattr(importlib.import_module(f"{__package__}.{op}.{name}"), op)(*args, **kwargs)
+
+        return run
+
+    return {name: imported(name) for name in NAMES}
 
 
 def choose(

@@ -52,7 +52,7 @@ from headjax.errors import InputError
 from headjax.grid import SUPPRESSION, Coordinate, GridSet
 from headjax.inputs import check_ids
 from headjax.kernels import dispatch
-from headjax.model import first_mlp, first_mlp_names, scaled_embedding, unit_W_O, write_names
+from headjax.model import Block, first_mlp, first_mlp_names, scaled_embedding, unit_W_O, write_names
 from headjax.parameters import Parameters, TokenRows, each_layer, unembedding
 from headjax.report.category_table import HeadCategories, category_table
 from headjax.report.drawing import chosen_grids, figure_path
@@ -102,12 +102,17 @@ def relation_weights(parameters: Parameters) -> Weights:
 
     def mlp_output(x: Float[Array, "N D"]) -> Float[Array, "N D"]:
         block = first_mlp(config, parameters.read(first_mlp_names(config), 0, jnp.float32))
-        return block.mlp_write(scaled_embedding(config, x))
+        return _mlp_output(block, scaled_embedding(config, x))
 
     layers = (
         (own["blocks.attn.W_V"], unit_W_O(config, own)) for own in each_layer(parameters, layer_names(config))
     )
     return Weights(TokenRows(parameters, "embed.W_E"), mlp_output, unembed, layers)
+
+
+@dispatch.jit
+def _mlp_output(block: Block, x: Float[Array, "N D"]) -> Float[Array, "N D"]:
+    return block.mlp_write(x)
 
 
 def layer_names(config: ModelConfig) -> tuple[str, ...]:

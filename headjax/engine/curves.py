@@ -105,8 +105,10 @@ def ablation_curves(
         seed=seed,
         track=track,
     )
-    # All relations run in chunks of one size, so that they share one compiled program.
+    # All relations run in chunks of one size, and as many variants at once, so that they share one compiled
+    # program.
     chunk = min(batch_size, max(map(len, rows.values())))
+    longest = max(len(heads[relation]) * (1 + len(draws[relation])) for relation in rows)
 
     def run(relation: str, removals: Sequence[tuple[Head, ...]]) -> list[Curve]:
         """A curve over the relation's prompts for every sequence of heads."""
@@ -120,6 +122,7 @@ def ablation_curves(
             positions="last",
             batch_size=chunk,
             variant_batch=variant_batch,
+            filled_to=1 + longest,
             track=track,
             remember=remember,
             label=f"ablation curves ({relation})",

@@ -135,17 +135,17 @@ def screening_stages(
     n_rows = min(vocab_size or len(unembed), len(unembed))
     check_ids(np.asarray(targets), "targets", n_rows)
     unembed = token_rows(unembed if n_rows == len(unembed) else unembed[:n_rows])
-    n_tokens, whole = unembed.shape[0], _stage(unembed, targets)
+    n_tokens, whole = unembed.shape[0], Stage(_held(unembed), _slots(targets), _largest_norm(unembed))
     own, slot = np.unique(targets, return_inverse=True)
     if not (ends := [n for n in draws if 2 * (len(own) + n) < n_tokens]):
         return (whole,)
     others = np.random.default_rng(seed).permutation(np.setdiff1d(np.arange(n_tokens), own))
     first, *drawn = (others[start:end] for start, end in pairwise([0, *ends]))
     unseen = np.full(len(targets), -1)
-    more = [_stage(unembed[tokens], unseen) for tokens in drawn]
+    more = [_stage(unembed, tokens, unseen) for tokens in drawn]
     if len(targets) <= unembed.shape[1]:
-        return (_stage(unembed[np.concatenate([own, first])], slot), *more, whole)
-    return (Targets(*_stage(unembed[own], slot)), _stage(unembed[first], unseen), *more, whole)
+        return (_stage(unembed, np.concatenate([own, first]), slot), *more, whole)
+    return (Targets(*_stage(unembed, own, slot)), _stage(unembed, first, unseen), *more, whole)
 
 
 def token_rows(unembed: Array | np.ndarray) -> Rows:
@@ -159,10 +159,24 @@ def token_rows(unembed: Array | np.ndarray) -> Rows:
     return lax.bitcast_convert_type(unembed, jnp.uint16)
 
 
-def _stage(rows: Rows, target: Int[np.ndarray, " N"]) -> Stage:
-    if rows.size <= SMALL:
-        rows = _widen(rows)
-    return Stage(rows, jnp.asarray(target, jnp.int32), _largest_norm(rows))
+def _stage(unembed: Rows, tokens: Int[np.ndarray, " chosen"], target: Int[np.ndarray, " N"]) -> Stage:
+    rows, largest = _gather(unembed, jax.device_put(tokens.astype(np.int32)))
+    return Stage(rows, _slots(target), largest)
+
+
+def _slots(target: Int[np.ndarray, " N"]) -> Int[Array, " N"]:
+    return jax.device_put(np.asarray(target, np.int32))
+
+
+@jax.jit
+def _gather(rows: Rows, tokens: Int[Array, " chosen"]) -> tuple[Array, Float[Array, ""]]:
+    """The rows of some tokens [chosen D], as stages hold them, and the largest norm among them."""
+    chosen = _held(rows.at[tokens].get(mode="promise_in_bounds"))
+    return chosen, _largest_norm(chosen)
+
+
+def _held(rows: Rows) -> Rows:
+    return _widen(rows) if rows.size <= SMALL else rows
 
 
 def _widen(rows: Rows) -> Float[Array, "T D"]:

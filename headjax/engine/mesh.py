@@ -120,11 +120,11 @@ def is_first_process() -> bool:
     return jax.process_index() == 0
 
 
-def check_alike(what: str, digest: bytes) -> None:
-    """Raises InputError, in every process, unless all processes give the same digest."""
+def check_alike(what: str, digest: Callable[[], bytes]) -> None:
+    """Raises InputError, in every process, unless all processes give the same digest; one alone need not."""
     if jax.process_count() == 1:
         return
-    digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
+    digests = multihost_utils.process_allgather(np.frombuffer(digest(), np.uint8))
     others = [i for i, other in enumerate(digests) if not np.array_equal(other, digests[0])]
     if others:
         raise InputError(

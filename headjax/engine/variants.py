@@ -65,6 +65,7 @@ def run_variants(
     positions: Positions,
     batch_size: int = 64,
     variant_batch: int | None = None,
+    filled_to: int | None = None,
     track: Track = untracked,
     remember: Remember = compute_anew,
     label: str = "variants",
@@ -76,6 +77,8 @@ def run_variants(
       batch_size: prompts that are run at once.
       variant_batch: variants that are run at once; None chooses by the device's free memory. Whenever the
         device runs out of memory the number is halved, and a warning logged.
+      filled_to: at most so many variants are run at once, and as many where there are fewer: sweeps of any
+        numbers of variants then share one program. None: as many as there are, if they fit.
       track, label: wrapper of the loop over variants, for a progress bar, and its name.
       remember: asked for every batch of variants, and for the number of variants that was chosen: with
         another one the last bits could differ.
@@ -99,7 +102,7 @@ def run_variants(
         check_streamed(positions)
         values = _layer_by_layer(model, prompts, gain, replacement, **how)
     else:
-        values = _held(model, prompts, gain, replacement, positions, **how)
+        values = _held(model, prompts, gain, replacement, positions, filled_to=filled_to, **how)
     runs = VariantRuns(*(jax.tree.map(lambda rows, at=at: rows[at], values) for at in (0, slice(1, None))))
     bad = np.isnan(runs.clean.logprob) | np.isnan(runs.edited.logprob).any(axis=0)
     if bad.any():
@@ -177,6 +180,7 @@ def sweep_variants(
     batch_size: int,
     variant_batch: int | None,
     streams: int = 1,
+    filled_to: int | None = None,
     track: Track,
     remember: Remember,
     label: str,
@@ -207,7 +211,7 @@ def sweep_variants(
         choose = partial(choose_variant_batch, model, guessed_by, positions)
         # One more, so that the variant that changes nothing pushes none out of its layer's batch.
         size = by_variant * (1 + remember(f"{label}, how many of prompts {guessed_by}", choose))
-    size = max(1, min(size, len(start)))
+    size = max(1, min(size, filled_to or len(start)))
     order = np.concatenate([[0], 1 + np.argsort(start[1:], kind="stable")])
 
     def places(size: int) -> tuple[int, int]:

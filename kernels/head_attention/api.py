@@ -7,14 +7,9 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from .. import dispatch
-from ..head_attention import pallas_mosaic_gpu, pallas_mosaic_tpu, reference, scores, xla
+from ..head_attention import scores
 
-IMPLEMENTATIONS = {
-    "reference": reference.head_attention,
-    "xla": xla.head_attention,
-    "pallas_mosaic_tpu": pallas_mosaic_tpu.head_attention,
-    "pallas_mosaic_gpu": pallas_mosaic_gpu.head_attention,
-}
+IMPLEMENTATIONS = dispatch.implementations("head_attention")
 DEFAULT = "xla"
 
 

@@ -5,14 +5,8 @@ from jaxtyping import Bool, Float, Int
 
 from .. import dispatch
 from ..head_attention import scores
-from ..variant_decode import pallas_mosaic_gpu, pallas_mosaic_tpu, reference, xla
 
-IMPLEMENTATIONS = {
-    "reference": reference.variant_decode,
-    "xla": xla.variant_decode,
-    "pallas_mosaic_tpu": pallas_mosaic_tpu.variant_decode,
-    "pallas_mosaic_gpu": pallas_mosaic_gpu.variant_decode,
-}
+IMPLEMENTATIONS = dispatch.implementations("variant_decode")
 DEFAULT = "xla"
 
 

@@ -7,14 +7,8 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from .. import dispatch
-from ..vocab_rank import pallas_mosaic_gpu, pallas_mosaic_tpu, reference, xla
 
-IMPLEMENTATIONS = {
-    "reference": reference.vocab_rank,
-    "xla": xla.vocab_rank,
-    "pallas_mosaic_tpu": pallas_mosaic_tpu.vocab_rank,
-    "pallas_mosaic_gpu": pallas_mosaic_gpu.vocab_rank,
-}
+IMPLEMENTATIONS = dispatch.implementations("vocab_rank")
 DEFAULT = "xla"
 
 
