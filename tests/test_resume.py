@@ -43,6 +43,12 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     return tiny_run(tmp_path_factory.mktemp("resume"), n_heads=8)
 
 
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of runs in this process: tables and arrays are what is compared."""
+    monkeypatch.setattr(experiments.run, "draw_all", lambda found, compared, config: [])
+
+
 def results(out: str | Path) -> dict[str, bytes]:
     """The bytes of every table and array of a finished run."""
     return {file.name: file.read_bytes() for file in Path(out).iterdir() if file.suffix in (".csv", ".npz")}
@@ -405,8 +411,6 @@ def test_a_full_disk_gives_one_line_and_the_run_goes_on_when_there_is_room(stati
 def test_a_disk_that_is_full_when_results_are_written(full: str, static, tmp_path, monkeypatch):
     short, expected = static
     short = altered(short, out=str(tmp_path))
-    monkeypatch.setattr(experiments.run, "draw_all", lambda found, compared, config: [])
-
     replace = os.replace
 
     def replace_until_full(source: Path, target: Path) -> None:
