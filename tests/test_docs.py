@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import headjax
-from experiments import gallery
 from experiments.compare import Comparison
+from experiments.pages import gallery
 from headjax import analyses, figures
 from headjax.analyses.gradient_attribution import AgreementRow
 from headjax.analyses.registry import ANALYSES

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from experiments.agreement import Row
-from experiments.agreement_text import LABELS, SHOWN
+from experiments.pages.agreement import Row
+from experiments.pages.agreement_text import LABELS, SHOWN
 from headjax import figures
 
 

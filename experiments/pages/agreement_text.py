@@ -1,14 +1,12 @@
 """Do the scores agree? The answer in words and tables, made from numbers: for every page about a model."""
 
-import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
-from experiments.agreement import COMPARED, N_TOP, SIGNIFICANT, VERDICTS, Row
+from experiments.pages.agreement import COMPARED, N_TOP, SIGNIFICANT, VERDICTS, Row
 from headjax.axes import Head
 from headjax.data.hit_rule import HitRule
 
@@ -174,9 +172,3 @@ def top_heads(scores: Float[np.ndarray, "L H"]) -> str:
 def constant_score(targets: Sequence[str], k: int) -> float:
     """The share of targets that are among the k most frequent ones."""
     return sum(count for _, count in Counter(targets).most_common(k)) / len(targets)
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
