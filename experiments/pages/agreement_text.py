@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Float
 
-from experiments.pages.agreement import COMPARED, N_TOP, SIGNIFICANT, VERDICTS, Row
+from experiments.pages.agreement import COMPARED, MEASURES, N_TOP, SIGNIFICANT, VERDICTS, Row
 from headjax.axes import Head
 from headjax.data.hit_rule import HitRule
 
@@ -17,16 +17,6 @@ SHARED_HEADS = (
     "share**."
 )
 SHOWN = ("static", "dynamic with context", "attribution", "ablation")  # in figures, left to right
-LABELS = {  # title and unit
-    "static": ("Static score", "Share of pairs"),
-    "dynamic with context": ("Dynamic score, with context", "Share of prompts"),
-    "attribution": ("Direct logit attribution", "Logit"),
-    "ablation": ("Lost by ablation", "Log-probability"),
-}
-SHORT = {
-    **{"static": "S", "dynamic without context": "D0", "dynamic with context": "D"},
-    **{"attribution": "A", "gradient": "G", "ablation": "X"},
-}
 
 
 def agreement_section(
@@ -57,7 +47,7 @@ def agreement_section(
     lines.append(["**mean**", "", "", "", *means, f"{needed} of {len(rows)}", ""])
     columns = [
         *("relation", "accuracy", "best S", "constant"),
-        *(f"{SHORT[a]}~{SHORT[b]}" for a, b in COMPARED),
+        *(f"{MEASURES[a].letter}~{MEASURES[b].letter}" for a, b in COMPARED),
         *("best S needed", "S and X"),
     ]
     return [
@@ -142,7 +132,7 @@ def heads_section(rows: Sequence[Row]) -> list[str]:
         "",
         f"The first {N_TOP} heads of each measure above 0.",
         "",
-        *table(["relation", *(LABELS[name][0] for name in SHOWN)], lines),
+        *table(["relation", *(MEASURES[name].title for name in SHOWN)], lines),
         "",
     ]
 

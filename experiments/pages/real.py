@@ -14,7 +14,7 @@ from experiments.pages.finished import Finished, page_command, page_of_a_run, re
 from experiments.pages.real_text import CAPITALS, NAMES, write_text
 from experiments.run import open_model
 from headjax import figures
-from headjax.grid import SUPPRESSION
+from headjax.measures import SUPPRESSION
 
 PAGE = Path("docs/real_model.md")
 TABLES = ("clean", "ablation_summary", "circuits", "circuit_prediction")

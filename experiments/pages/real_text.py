@@ -10,8 +10,9 @@ from experiments.pages.finished import Finished
 from headjax.axes import Head
 from headjax.circuits.prediction import ALL_ROLES
 from headjax.data.hit_rule import HitRule
-from headjax.grid import SUPPRESSION, HeadGrid, category_counts, head_categories
+from headjax.grid import HeadGrid, category_counts, head_categories
 from headjax.io import read_json
+from headjax.measures import SUPPRESSION
 from headjax.report.markdown import markdown_code, markdown_text
 from headjax.stats import p_text, wilson
 
