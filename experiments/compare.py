@@ -21,7 +21,8 @@ from experiments.published import DIRECT_EFFECTS, Published, load_direct_effects
 from headjax import figures
 from headjax.circuits.published import CIRCUITS, check_fits
 from headjax.errors import InputError
-from headjax.grid import SUPPRESSION, GridSet
+from headjax.grid import GridSet
+from headjax.measures import SUPPRESSION
 from headjax.report.correlations import correlations
 from headjax.report.curve_tables import CurveRow
 from headjax.result import Result

@@ -23,6 +23,7 @@ from jaxtyping import Bool, Float
 from headjax.axes import Head
 from headjax.errors import InputError, shown
 from headjax.io import atomic_write
+from headjax.measures import SUPPRESSION, Measure, about
 
 CSV_COLUMNS = (
     *("model", "relation", "category", "kind", "layer", "head", "score", "n_pairs"),
@@ -35,35 +36,6 @@ COORDINATES = (
     *("model", "analysis", "measure", "part", "sign"),
     *("relation", "template", "metric", "replacement", "positions"),
 )
-KV_GROUPS = "kv_groups"  # the part of effects of all query heads that share keys and values: [L G], not [L H]
-SUPPRESSION = "suppression"  # the sign of scores that count where the sign is turned; "" of all others
-
-
-class Measure(NamedTuple):
-    """What is known about the numbers of a measure.
-
-    Attributes:
-      is_share: the share of `n_pairs` pairs, names or prompts that are hits.
-      is_relation_score: a head implements the relation above the threshold.
-      helps: 0 for scores, which have no sign. For effects on the answer, the sign of those that help: 1, or
-        -1 where the effect is what the answer loses (path patching).
-      kind_has_metric: `HeadGrid.kind` names the metric too.
-    """
-
-    is_share: bool = False
-    is_relation_score: bool = False
-    helps: int = 0
-    kind_has_metric: bool = False
-
-
-# Of another one, that an analysis of somebody's own gives, only that it is a number.
-MEASURES = {
-    **dict.fromkeys(("static", "dynamic"), Measure(is_share=True, is_relation_score=True)),
-    "copy_score": Measure(is_share=True),
-    "logit_attribution": Measure(helps=1),
-    **dict.fromkeys(("ablation", "gradient"), Measure(helps=1, kind_has_metric=True)),
-    **dict.fromkeys(("path", "circuit"), Measure(helps=-1)),
-}
 
 
 class Coordinate(NamedTuple):
@@ -78,7 +50,7 @@ class Coordinate(NamedTuple):
     @property
     def kind(self) -> str:
         """What was measured in one word, as files and users spell it: `dynamic_no_context_suppression`."""
-        metric = self.metric if MEASURES.get(self.measure, Measure()).kind_has_metric else ""
+        metric = self.metric if about(self.measure).kind_has_metric else ""
         return "_".join(filter(None, (self.measure, self.part, metric, self.sign)))
 
 
@@ -138,7 +110,7 @@ class HeadGrid:
     @property
     def about(self) -> Measure:
         """What is known about its numbers."""
-        return MEASURES.get(self.measure, Measure())
+        return about(self.measure)
 
     def __repr__(self) -> str:
         named = (self.model, self.analysis, self.kind, self.relation, self.metric, self.template)

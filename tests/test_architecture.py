@@ -54,6 +54,14 @@ def test_the_converter_knows_no_analysis():
         assert used <= may, f"{file} imports {used - may}"
 
 
+def test_figures_know_no_report_and_no_analysis():
+    """They take grids and rows; what reports and analyses draw, they ask of figures."""
+    for file in files("headjax"):
+        if file.parent.name == "figures":
+            used = {name for name in imported_modules(file) if name.startswith("headjax.")}
+            assert not {name for name in used if name.split(".")[1] in ("report", "analyses")}, file
+
+
 def test_no_test_imports_another():
     """What several need lies in tests/helpers."""
     for file in files("tests"):

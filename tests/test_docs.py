@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import headjax
-from experiments import gallery
 from experiments.compare import Comparison
+from experiments.pages import gallery
 from headjax import analyses, figures
 from headjax.analyses.gradient_attribution import AgreementRow
 from headjax.analyses.registry import ANALYSES
@@ -23,8 +23,8 @@ from headjax.report.correlations import Correlation
 from headjax.report.curve_tables import CurveRow, CurveSummary
 from headjax.report.prompt_tables import PairRow, PromptRow
 from headjax.report.summary import SummaryRow
-from headjax.report.universality import CategoryShare, GroupSimilarity, RelationCount
 from headjax.result import CleanRow
+from headjax.universality import CategoryShare, GroupSimilarity, RelationCount
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

@@ -6,7 +6,7 @@ import pytest
 from headjax import figures
 from headjax.errors import InputError
 from headjax.figures import Points
-from headjax.report.universality import CategoryShare, GroupSimilarity, RelationCount
+from headjax.universality import CategoryShare, GroupSimilarity, RelationCount
 from tests.helpers.figure_checks import assert_tidy
 
 MODELS = ("GPT-2 xl", "Phi-2", "Pythia 12B", "Llama-3.1 70B", "A model of a user with a rather long name")

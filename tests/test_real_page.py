@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments import real
 from experiments.config import load_config
+from experiments.pages import real
 from experiments.run import run
 from headjax.errors import InputError
 from tests.helpers.torch_or_skip import torch
@@ -36,4 +36,4 @@ def test_the_page_says_what_was_found(tmp_path: Path):
 
 def test_a_run_that_is_not_finished_is_refused(tmp_path: Path):
     with pytest.raises(InputError, match="must be the directory of a finished run"):
-        real.read_run(tmp_path)
+        real.write_page(tmp_path, tmp_path / "model.md")

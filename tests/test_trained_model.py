@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from experiments import trained
-from experiments.agreement import agreement_rows, spearman
-from experiments.agreement_text import read_table
 from experiments.config import load_config
+from experiments.pages.agreement import agreement_rows, spearman
+from experiments.pages.finished import read_table
+from experiments.record import write_record
 from experiments.run import open_model
 from experiments.trained.page import write_page
 from experiments.trained.questions import accuracies, make_questions
@@ -180,7 +181,7 @@ def test_a_page_is_made_from_a_runs_files_alone(tmp_path):
         "seconds": {"one": 40.0, "two": 2.2},
         "devices": {"platform": "cpu"},
     }
-    (run / "run.json").write_text(json.dumps(about))
+    write_record(run, about, {})
     columns = "relation,base,removed,random,control_base,control_removed"
     controls = ["0.9,0.8", "0.9,0.8", "nan,nan", "nan,nan"]
     values = zip(relations, controls, strict=True)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from headjax.grid import GridSet, HeadGrid
-from headjax.report.universality import (
+from headjax.universality import (
     category_shares,
     group_similarity,
     head_correlations,

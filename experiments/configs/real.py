@@ -1,7 +1,7 @@
 """Every analysis on a real model: what the page docs/real_model.md is written from.
 
     python -m experiments.run --config experiments/configs/real.py
-    python -m experiments.real out/real
+    python -m experiments.pages.real out/real
 
 Any model that there is a checkpoint of will do, by alias, Hugging Face id or directory. The second command
 needs torch, which it compares with, and writes the page and its figures.

@@ -2,30 +2,28 @@
 
 import numpy as np
 
-from experiments.agreement import Row
-from experiments.agreement_text import agreement_section, heads_section, table
+from experiments.pages.agreement import Row
+from experiments.pages.agreement_text import agreement_section, heads_section, table
+from experiments.pages.finished import Finished, read_table
 from experiments.trained import MODELS
 from experiments.trained.words import make_vocabulary, taught_pairs
 from headjax.data.hit_rule import HitRule
+from headjax.io import read_json
 
 
-def write_text(
-    about: dict,
-    training: dict,
-    log: list[dict[str, str]],
-    rows: list[Row],
-    curves: dict[str, dict[str, str]],
-    chosen: list[Row],
-    folder: str,
-) -> str:
-    """The page. `about` is run.json, `curves` the rows of ablation_summary.csv, `chosen` have figures."""
+def write_text(found: Finished, chosen: list[Row], folder: str) -> str:
+    """The page; `chosen` have figures, which lie in this folder beside it."""
+    about, directory = found.about, MODELS[found.about["models"][0]["name"]]
+    training = read_json(directory / "training.json")
+    log = read_table(directory / "training_log.csv")
+    curves = {row["relation"]: row for row in found.tables["ablation_summary"]}
     taught = taught_pairs(make_vocabulary(training["settings"]["n_pairs"]))
     targets = {relation: [target for _, target in pairs] for relation, pairs in taught.items()}
     rule = HitRule(**about["models"][0]["hit_rule"])
     parts = [
         *introduction(about, training, log),
-        *agreement_section(rows, targets, curves, rule, about["config"]["report"]["threshold"]),
-        *heads_section(rows),
+        *agreement_section(found.rows, targets, curves, rule, about["config"]["report"]["threshold"]),
+        *heads_section(found.rows),
         *figures_section(chosen, folder),
     ]
     return "\n".join(parts) + "\n"

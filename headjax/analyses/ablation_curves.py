@@ -20,16 +20,17 @@ from headjax.data.prompts import PromptBatch
 from headjax.engine.batches import Work
 from headjax.engine.curves import HEAD_CAPS, MOST_HEADS, ablation_curves
 from headjax.errors import InputError, shown
-from headjax.grid import KV_GROUPS, Coordinate, GridSet, sentence
+from headjax.grid import Coordinate, GridSet, sentence
 from headjax.io import safe_name
+from headjax.measures import KV_GROUPS
 from headjax.options import option
 from headjax.report.curve_tables import CurveRow, CurveSummary, curve_rows, curves_table, summary_row
 from headjax.report.options import Report
 from headjax.report.parts import Chart, Curves, Line, Part, rows_of
 from headjax.report.table import Page, Table
-from headjax.report.wording import REPLACEMENTS, measured
 from headjax.result import Result
 from headjax.study import Data, Study
+from headjax.wording import REPLACEMENTS, measured
 
 N_CONTROLS = 5  # the default of `engine.curves.ablation_curves`
 

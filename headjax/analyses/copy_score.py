@@ -35,9 +35,10 @@ from headjax.data.prompt_sets import ioi_names
 from headjax.data.prompts import word_tokens
 from headjax.engine.batches import Work
 from headjax.errors import InputError, shown
-from headjax.grid import SUPPRESSION, Coordinate, GridSet
+from headjax.grid import Coordinate, GridSet
 from headjax.inputs import as_array, check_ids
 from headjax.kernels import dispatch
+from headjax.measures import SUPPRESSION
 from headjax.model import (
     Block,
     Norm,

@@ -37,8 +37,9 @@ from headjax.engine.batches import Remember, Track, Work, check_prompts, compute
 from headjax.engine.hits import Stages, relation_hits, screening_stages
 from headjax.engine.layer_sweep import Ends, LayerRun, Sweep, run_sweep
 from headjax.errors import InputError, shown
-from headjax.grid import SUPPRESSION, Coordinate, GridSet
+from headjax.grid import Coordinate, GridSet
 from headjax.inputs import as_array
+from headjax.measures import SUPPRESSION
 from headjax.model import Block, Transformer
 from headjax.parameters.layered import LayeredModel
 from headjax.report.correlations import Correlation, correlation_cells, correlation_table, correlations

@@ -30,7 +30,8 @@ from headjax.engine.replacement import find_replacement
 from headjax.engine.variant_step import Positions
 from headjax.engine.variants import run_variants
 from headjax.errors import InputError
-from headjax.grid import KV_GROUPS, Coordinate, GridSet, HeadGrid
+from headjax.grid import Coordinate, GridSet, HeadGrid
+from headjax.measures import KV_GROUPS
 from headjax.model import Transformer
 from headjax.options import option
 from headjax.parameters.layered import LayeredModel

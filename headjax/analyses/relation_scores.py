@@ -49,9 +49,10 @@ from headjax.engine.batches import Remember, Work, compute_anew
 from headjax.engine.hits import Stages, relation_hits, screening_stages, token_rows
 from headjax.engine.mesh import WHOLE, fetch, place
 from headjax.errors import InputError
-from headjax.grid import SUPPRESSION, Coordinate, GridSet
+from headjax.grid import Coordinate, GridSet
 from headjax.inputs import check_ids
 from headjax.kernels import dispatch
+from headjax.measures import SUPPRESSION
 from headjax.model import Block, first_mlp, first_mlp_names, scaled_embedding, unit_W_O, write_names
 from headjax.parameters import Parameters, TokenRows, each_layer, unembedding
 from headjax.report.category_table import HeadCategories, category_table

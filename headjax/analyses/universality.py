@@ -1,6 +1,6 @@
 """Universality as an analysis: what models have in common, read off relation scores that ran before.
 
-The tables are defined in headjax/report/universality.py.
+The tables are defined in headjax/universality.py.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,9 @@ from headjax.errors import InputError
 from headjax.grid import Coordinate
 from headjax.report.options import Report
 from headjax.report.table import Page, Table
-from headjax.report.universality import (
+from headjax.result import Result
+from headjax.study import Data, Study
+from headjax.universality import (
     CategoryShare,
     GroupSimilarity,
     RelationCount,
@@ -22,8 +24,6 @@ from headjax.report.universality import (
     group_similarity,
     relation_counts,
 )
-from headjax.result import Result
-from headjax.study import Data, Study
 
 
 @dataclass(frozen=True, kw_only=True)

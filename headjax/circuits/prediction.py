@@ -11,11 +11,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from headjax.circuits.published import Circuit
-from headjax.grid import SUPPRESSION, Coordinate, GridSet
+from headjax.grid import Coordinate, GridSet
+from headjax.measures import MEASURES, SUPPRESSION
 
 SCORES = tuple(  # measure, part and sign of what may find a circuit's heads
     (measure, part, sign)
-    for measure, part in (("static", ""), ("dynamic", "no_context"), ("dynamic", "context"))
+    for measure, about in MEASURES.items()
+    if about.is_relation_score
+    for part in about.parts or ("",)
     for sign in ("", SUPPRESSION)
 )
 ALL_ROLES = "all"

@@ -44,7 +44,7 @@ from headjax.figures.sheet import (
 )
 from headjax.figures.style import LABEL, LOOK, PANEL_TITLE, TICK, styled
 from headjax.grid import GridSet, HeadGrid
-from headjax.report.wording import grid_label, grid_title
+from headjax.wording import grid_label, grid_title
 
 HEAT_AXES = {"layer_x": ("Layer", "Head"), "head_x": ("Head", "Layer")}  # orientation -> names of x and y
 NOISE = 8  # standard errors that have the full colour at least: of 144 heads the luckiest is 3 from 0

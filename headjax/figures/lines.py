@@ -30,7 +30,7 @@ from headjax.figures.sheet import (
     wrap,
 )
 from headjax.figures.style import PANEL_TITLE, TICK, styled
-from headjax.report.universality import CategoryShare, GroupSimilarity, RelationCount
+from headjax.universality import CategoryShare, GroupSimilarity, RelationCount
 
 
 class Line(NamedTuple):

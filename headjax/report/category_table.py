@@ -5,7 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from headjax.axes import Head
-from headjax.grid import SUPPRESSION, GridSet, head_categories
+from headjax.grid import GridSet, head_categories
+from headjax.measures import SUPPRESSION
 
 
 class HeadCategories(NamedTuple):

@@ -13,7 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from headjax.grid import SUPPRESSION, GridSet
+from headjax.grid import GridSet
+from headjax.measures import SUPPRESSION
 from headjax.report.table import aligned
 from headjax.stats import p_text, pearson
 

@@ -9,8 +9,9 @@ import numpy as np
 from headjax import figures
 from headjax.circuits.published import Circuit, find_circuit
 from headjax.errors import InputError
-from headjax.grid import KV_GROUPS, Coordinate, GridSet, HeadGrid
+from headjax.grid import Coordinate, GridSet, HeadGrid
 from headjax.io import safe_name
+from headjax.measures import KV_GROUPS
 from headjax.report.options import Report
 from headjax.result import Result
 
@@ -117,6 +118,5 @@ def draw_maps(
         figures.grid_panel(grid, circuit, marked=any(marks) or bool(report.circuits))
         for grid, circuit in zip(grids, marks, strict=True)
     ]
-    unsigned = grids[0].about.is_share or grids[0].measure == "attention"
-    draw = figures.score_map if unsigned else figures.signed_map
+    draw = figures.score_map if grids[0].about.is_fraction else figures.signed_map
     return draw(panels, path, report.orientation, report.origin)

@@ -7,7 +7,7 @@ from headjax import figures
 from headjax.analyses.base import Analysis, check_report
 from headjax.circuits.published import check_fits
 from headjax.circuits.tables import prediction_tables
-from headjax.grid import KV_GROUPS
+from headjax.measures import KV_GROUPS
 from headjax.report.drawing import read_marks
 from headjax.report.options import Report
 from headjax.report.prompt_tables import prompt_tables

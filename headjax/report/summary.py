@@ -12,9 +12,9 @@ import numpy as np
 from headjax.axes import Head
 from headjax.grid import GridSet, HeadGrid, category_count_name, category_counts, head_categories
 from headjax.report.table import aligned
-from headjax.report.wording import measured, unit
 from headjax.result import CleanRow
 from headjax.stats import wilson
+from headjax.wording import measured, unit
 
 
 def clean_cells(rows: Sequence[CleanRow]) -> list[tuple[str, ...]]:

@@ -1,6 +1,6 @@
 """Coordinates of grids that tests make up, by the word that users know them by."""
 
-from headjax.grid import SUPPRESSION
+from headjax.measures import SUPPRESSION
 
 # Kind -> measure and part; the end "_suppression" is the sign.
 _COORDINATES = {

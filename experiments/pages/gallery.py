@@ -1,6 +1,6 @@
 """A figure of every analysis, from one run on one model: what the documentation shows.
 
-    python -m experiments.gallery [MODEL [FOLDER]]        # smollm2-135m-instruct into docs/figures
+    python -m experiments.pages.gallery [MODEL [FOLDER]]        # smollm2-135m-instruct into docs/figures
 
 Three minutes on two cores.
 """

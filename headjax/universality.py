@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from headjax.grid import SUPPRESSION, GridSet, head_categories
+from headjax.grid import GridSet, head_categories
+from headjax.measures import SUPPRESSION
 
 
 class CategoryShare(NamedTuple):

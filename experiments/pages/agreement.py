@@ -11,14 +11,30 @@ from headjax.grid import GridSet, HeadGrid
 SIGNIFICANT = 0.05
 N_TOP = 3
 VERDICTS = AGREES, UNCLEAR, CONTRADICTS = "agrees", "unclear", "contradicts"
-# Name in the table -> measure, part and metric. Dynamic scores are means over their templates.
-MEASURES = {
-    "static": ("static", "", ""),
-    "dynamic without context": ("dynamic", "no_context", ""),
-    "dynamic with context": ("dynamic", "context", ""),
-    "attribution": ("logit_attribution", "", "logit"),
-    "gradient": ("gradient", "", "logprob"),
-    "ablation": ("ablation", "", "logprob"),
+
+
+class Compared(NamedTuple):
+    """A measure that is compared: its letter in tables, its grids, and title and unit of its picture."""
+
+    letter: str
+    measure: str
+    part: str = ""
+    metric: str = ""
+    title: str = ""
+    unit: str = ""
+
+
+MEASURES = {  # dynamic scores are means over their templates
+    "static": Compared("S", "static", title="Static score", unit="Share of pairs"),
+    "dynamic without context": Compared("D0", "dynamic", "no_context"),
+    "dynamic with context": Compared(
+        "D", "dynamic", "context", title="Dynamic score, with context", unit="Share of prompts"
+    ),
+    "attribution": Compared(
+        *("A", "logit_attribution", "", "logit"), title="Direct logit attribution", unit="Logit"
+    ),
+    "gradient": Compared("G", "gradient", "", "logprob"),
+    "ablation": Compared(*("X", "ablation", "", "logprob"), title="Lost by ablation", unit="Log-probability"),
 }
 COMPARED = (
     ("static", "dynamic without context"),
@@ -59,8 +75,8 @@ def agreement_rows(grids: GridSet) -> list[Row]:
     for relation in grids.select(measure="static", sign=""):
         own = grids.select(model=relation.model, relation=relation.relation, sign="")
         found = {
-            name: own.select(measure=measure, part=part, metric=metric)
-            for name, (measure, part, metric) in MEASURES.items()
+            name: own.select(measure=one.measure, part=one.part, metric=one.metric)
+            for name, one in MEASURES.items()
         }
         if not all(map(len, found.values())):
             continue

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from experiments.agreement import Row
-from experiments.agreement_text import LABELS, SHOWN
+from experiments.pages.agreement import MEASURES, Row
+from experiments.pages.agreement_text import SHOWN
 from headjax import figures
 
 
@@ -16,5 +16,5 @@ def only_png(files: Iterable[Path]) -> Path:
 
 def draw_measures(row: Row, path: Path) -> Path:
     """Heat maps of SHOWN, side by side."""
-    panels = [figures.Panel(row.scores[name], *LABELS[name]) for name in SHOWN]
+    panels = [figures.Panel(row.scores[name], MEASURES[name].title, MEASURES[name].unit) for name in SHOWN]
     return only_png(figures.signed_map(panels, path.with_suffix("")))

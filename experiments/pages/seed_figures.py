@@ -1,6 +1,6 @@
 """The figures that headjax began with, in their published layout, of models with planted heads.
 
-    python -m experiments.seed_figures [docs/seed_figures]
+    python -m experiments.pages.seed_figures [docs/seed_figures]
 
 The map of head categories over four models, in the published colours, and name copying and country to capital
 in a model of GPT-2 medium's 24 layers and 16 heads, with crosses on the heads that circuits name. There, name

@@ -1,14 +1,12 @@
 """Do the scores agree? The answer in words and tables, made from numbers: for every page about a model."""
 
-import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 
-from experiments.agreement import COMPARED, N_TOP, SIGNIFICANT, VERDICTS, Row
+from experiments.pages.agreement import COMPARED, MEASURES, N_TOP, SIGNIFICANT, VERDICTS, Row
 from headjax.axes import Head
 from headjax.data.hit_rule import HitRule
 
@@ -19,16 +17,6 @@ SHARED_HEADS = (
     "share**."
 )
 SHOWN = ("static", "dynamic with context", "attribution", "ablation")  # in figures, left to right
-LABELS = {  # title and unit
-    "static": ("Static score", "Share of pairs"),
-    "dynamic with context": ("Dynamic score, with context", "Share of prompts"),
-    "attribution": ("Direct logit attribution", "Logit"),
-    "ablation": ("Lost by ablation", "Log-probability"),
-}
-SHORT = {
-    **{"static": "S", "dynamic without context": "D0", "dynamic with context": "D"},
-    **{"attribution": "A", "gradient": "G", "ablation": "X"},
-}
 
 
 def agreement_section(
@@ -59,7 +47,7 @@ def agreement_section(
     lines.append(["**mean**", "", "", "", *means, f"{needed} of {len(rows)}", ""])
     columns = [
         *("relation", "accuracy", "best S", "constant"),
-        *(f"{SHORT[a]}~{SHORT[b]}" for a, b in COMPARED),
+        *(f"{MEASURES[a].letter}~{MEASURES[b].letter}" for a, b in COMPARED),
         *("best S needed", "S and X"),
     ]
     return [
@@ -144,7 +132,7 @@ def heads_section(rows: Sequence[Row]) -> list[str]:
         "",
         f"The first {N_TOP} heads of each measure above 0.",
         "",
-        *table(["relation", *(LABELS[name][0] for name in SHOWN)], lines),
+        *table(["relation", *(MEASURES[name].title for name in SHOWN)], lines),
         "",
     ]
 
@@ -174,9 +162,3 @@ def top_heads(scores: Float[np.ndarray, "L H"]) -> str:
 def constant_score(targets: Sequence[str], k: int) -> float:
     """The share of targets that are among the k most frequent ones."""
     return sum(count for _, count in Counter(targets).most_common(k)) / len(targets)
-
-
-def read_table(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file."""
-    with open(path, newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))

@@ -1,16 +1,18 @@
 """The words and tables of the page about a real model: everything in them is made from numbers."""
 
-import datetime
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-from experiments.agreement import agreement_rows, spearman
-from experiments.agreement_text import agreement_section, heads_section, table
+from experiments.pages.agreement import spearman
+from experiments.pages.agreement_text import agreement_section, heads_section, table
+from experiments.pages.finished import Finished
 from headjax.axes import Head
 from headjax.circuits.prediction import ALL_ROLES
 from headjax.data.hit_rule import HitRule
-from headjax.grid import SUPPRESSION, GridSet, HeadGrid, category_counts, head_categories
+from headjax.grid import HeadGrid, category_counts, head_categories
+from headjax.io import read_json
+from headjax.measures import SUPPRESSION
 from headjax.report.markdown import markdown_code, markdown_text
 from headjax.stats import p_text, wilson
 
@@ -19,26 +21,11 @@ N_SHOWN, N_TOKENS = 5, 6  # heads of a line, salient tokens of a head
 ZOO = "python -m experiments.run --config real --config.model=smollm2-135m-instruct"
 
 
-class Finished(NamedTuple):
-    """A finished run, as the page tells of it.
-
-    Attributes:
-      about: run.json; day: when it ended.
-      tables: name -> rows, of TABLES; salient: head -> its salient tokens, of salient_operations.json.
-    """
-
-    about: dict[str, Any]
-    day: datetime.date
-    grids: GridSet
-    tables: dict[str, list[dict[str, str]]]
-    salient: dict[str, Any]
-
-
 def write_text(
     found: Finished, compared: Sequence[Any], targets: Mapping[str, Sequence[str]], folder: str
 ) -> str:
     """The page. `compared` is what `experiments.verify` gives; relation -> the targets of its pairs."""
-    about, rows = found.about, agreement_rows(found.grids)
+    about, rows = found.about, found.rows
     curves = {row["relation"]: row for row in found.tables["ablation_summary"]}
     rule = HitRule(**about["models"][0]["hit_rule"])
     parts = [
@@ -67,7 +54,7 @@ def introduction(found: Finished) -> list[str]:
     return [
         f"# A real model: {markdown_text(model['name'])}",
         "",
-        "Written by `python -m experiments.real` from a run's results, not by hand.",
+        "Written by `python -m experiments.pages.real` from a run's results, not by hand.",
         "",
         f"{c['n_layers']} layers of {c['n_heads']} heads that share {c['n_kv_heads']} key/value heads, "
         f"d_head {c['d_head']}, d_model {c['d_model']}, a vocabulary of {c['vocab_size']:,} tokens; float32, "
@@ -76,7 +63,7 @@ def introduction(found: Finished) -> list[str]:
         f"At most {about['config']['data']['n_prompts']} prompts of each relation, {first}.",
         "",
         f"    {ZOO}",
-        "    python -m experiments.real out/real",
+        "    python -m experiments.pages.real out/real",
         "",
         f"All analyses took {sum(about['seconds'].values()):.0f} s (a shared machine with two cores).",
         "",
@@ -273,7 +260,7 @@ def number(text: str) -> str:
 
 def salient_section(found: Finished) -> list[str]:
     """Salient tokens of the best heads of capitals and names."""
-    ((_, salient),) = found.salient.items()
+    ((_, salient),) = read_json(found.directory / "salient_operations.json").items()
     heads = {
         grid.top(1)[0][0]: (name, grid)
         for name, grid in (

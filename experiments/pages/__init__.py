@@ -1,0 +1,1 @@
+"""What writes the documentation's pages about models and their figures, from numbers alone."""
