@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +25,7 @@ from headjax.analyses.base import Analysis, check_stream, clean_batches
 from headjax.analyses.relation_scores import layer_names
 from headjax.costs import Cost, Machine, parameter_bytes
 from headjax.data.prompts import PromptBatch
+from headjax.engine import clean_run
 from headjax.engine.mesh import MODEL_AXIS
 from headjax.errors import InputError
 from headjax.io import read_json
@@ -132,47 +134,45 @@ def plan_model(
     Where the model is streamed each pass through it reads it, two layers of it are there at a time, and each
     program is one of LAYERED_PARTS.
     """
-    c = study.config
-    whole = parameter_bytes(c, jnp.dtype(study.compute.dtype).itemsize, machine.model_parts)
+    c, itemsize, stream = study.config, jnp.dtype(study.compute.dtype).itemsize, study.compute.stream
+    model = parameter_bytes(c, itemsize, machine.model_parts)
+    if stream:
+        model = itemsize * streamed_parameters(c)
     on_disk = {name: math.prod(shape) * itemsizes[name] for name, shape in parameter_shapes(c).items()}
+    # What needs no model though none is streamed reads weights alone, as relation scores do.
+    whole = replace(study, compute=replace(study.compute, stream=False))
+    asked = [(name, one.cost, not one.needs_model(whole)) for name, one in analyses.items()]
+    if batches := [batch for batch, _ in clean_batches(study, analyses)]:
+        asked.append(("clean run", partial(clean_cost, batches), False))
     rows, resident, known = [], 0.0, set()
-    for name, analysis in analyses.items():
-        # What needs no model though none is streamed reads weights alone, as relation scores do.
-        of_weights = not analysis.needs_model(replace(study, compute=replace(study.compute, stream=False)))
-        read = 0.0
+    for name, cost_of, of_weights in asked:
+        cost, read = cost_of(study, machine), 0.0
         if of_weights:
             read = static_bytes(study, on_disk)
-        elif study.compute.stream:
-            itemsize = jnp.dtype(study.compute.dtype).itemsize
-            resident, read = itemsize * streamed_parameters(c), sum(on_disk.values())
-        elif not resident:
-            resident, read = whole, sum(on_disk.values())
-        cost = analysis.cost(study, machine)
-        if cost is not None and study.compute.stream and not of_weights:
-            parts = {(*program, part) for program in cost.programs for part in LAYERED_PARTS}
-            cost, read = cost._replace(programs=frozenset(parts)), cost.passes * read
-        elif cost is not None and not of_weights:
-            cost = cost._replace(programs=cost.programs | {("_insert",)})
+        elif stream or not resident:
+            resident, read = model, sum(on_disk.values())
         if cost is not None:
-            cost = cost._replace(programs=cost.programs - known)
-            known |= cost.programs
+            programs = cost.programs
+            if stream and not of_weights:
+                # Of the layers that are not there only the host holds something.
+                few = cost_of(replace(study, config=replace(c, n_layers=2)), machine)
+                cost, read = cost._replace(activations=few.activations), cost.passes * read
+                programs = {(*program, part) for program in programs for part in LAYERED_PARTS}
+            elif not of_weights:
+                programs |= {("_insert",)}
+            cost = cost._replace(programs=frozenset(programs - known))
+            known |= programs
         rows.append(Row(name, resident, cost, read))
-    batches = [batch for batch, _ in clean_batches(study, analyses)]
-    if batches:
-        cost, read = clean_cost(study, batches, machine), 0.0
-        if study.compute.stream:
-            parts = {(*program, part) for program in cost.programs for part in LAYERED_PARTS}
-            cost, read = cost._replace(programs=frozenset(parts)), len(batches) * sum(on_disk.values())
-        rows.append(Row("clean run", resident, cost._replace(programs=cost.programs - known), read))
     return rows
 
 
-def clean_cost(study: Study, batches: Sequence[PromptBatch], machine: Machine) -> Cost:
+def clean_cost(batches: Sequence[PromptBatch], study: Study, machine: Machine) -> Cost:
     """What it costs to see what the model does with no head touched."""
     cost = costs.NOTHING
     for batch in batches:
-        prompts = costs.chunked(study, batch.tokens, machine.copies)
-        cost += costs.clean_run(study.config, prompts, costs.itemsize(study), machine.platform)
+        more = () if batch.distractors is None else (batch.distractors,)
+        arrays = (batch.tokens, batch.mask, batch.answers, *more)
+        cost += costs.mapped(study, machine, clean_run.SWEEP, *arrays)
     return cost
 
 

@@ -1,26 +1,34 @@
-"""What each sweep costs, from sizes alone: products, memory, compiled programs. Nothing here runs anything.
+"""What each sweep costs: products, memory, compiled programs. Nothing here runs anything.
 
-FLOP are those of matrix products, 2 a multiplication and addition; norms, softmax and the like are left out.
-Bytes are of what is alive at once beside the parameters, generously. Both follow the sweeps' own code, whose
-files are named at each function.
+A sweep says which programs it runs, how often and on what; what one costs is counted in the traced program
+(headjax/traced.py). What depends on the weights, how many pairs screening leaves, is worked out from measured
+shares.
 """
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from jax import ShapeDtypeStruct
 from jaxtyping import Int
 
 from headjax.config import ModelConfig
+from headjax.data.prompts import PromptBatch
 from headjax.engine.batches import prompt_chunks
 from headjax.engine.hits import CHUNKS, DRAWS, HELD_LOGITS, SLOTS
+from headjax.engine.layer_sweep import Sweep, whole_sweep
 from headjax.engine.mesh import SPLIT_AXES, parameter_axes
-from headjax.engine.metrics import TILE_LOGITS
-from headjax.engine.variants import HOST_BYTES, fitting_variants, numbers_per_row
-from headjax.model import parameter_shapes
+from headjax.engine.path_step import Entries, Reads, logits_step, patch_prefill, receivers_step
+from headjax.engine.prefill import prefill
+from headjax.engine.replacement import LAST_OUTPUTS
+from headjax.engine.variant_step import VariantEdit, variant_step
+from headjax.engine.variants import ENOUGH_ROWS, HOST_BYTES, fitting_variants
+from headjax.model import Block, Transformer, abstract_block, abstract_model, parameter_shapes
 from headjax.study import Study
+from headjax.traced import Program, n_bytes_of, shape, trace
 
 # Shares of (head, pair) that enter each stage of screened counting (engine/hits.py), for ordinary weights:
 # a model whose heads implement many relations has more of them left.
@@ -34,11 +42,6 @@ class Prompts(NamedTuple):
     B: int
     S: int
     copies: int = 1
-
-    @property
-    def own(self) -> int:
-        """Prompts that one copy runs at once."""
-        return -(-self.B // self.copies)
 
 
 class Cost(NamedTuple):
@@ -104,235 +107,150 @@ def parameter_bytes(config: ModelConfig, itemsize: int, parts: int) -> int:
     return itemsize * sum(own(name, shape) for name, shape in parameter_shapes(config).items())
 
 
-# --- one row of one layer -----------------------------------------------------------------------------
-
-
-def projections(c: ModelConfig) -> int:
-    """W_Q, W_K and W_V."""
-    return 2 * c.d_model * c.d_head * (c.n_heads + 2 * c.n_kv_heads)
-
-
-def output(c: ModelConfig) -> int:
-    """W_O."""
-    return 2 * c.n_heads * c.d_head * c.d_model
-
-
-def mlp(c: ModelConfig) -> int:
-    return (3 if c.gated_mlp else 2) * 2 * c.d_model * c.d_mlp
-
-
-def rest(c: ModelConfig) -> int:
-    """W_O and the MLP."""
-    return output(c) + mlp(c)
-
-
-def attention(c: ModelConfig, n_keys: int) -> int:
-    """Scores and weighted values of one query of every head; masked keys are computed too."""
-    return 4 * c.n_heads * c.d_head * n_keys
-
-
-def unembedding(c: ModelConfig) -> int:
-    return 2 * c.d_model * c.vocab_size
-
-
-def forward(c: ModelConfig, B: int, S: int) -> int:
-    """All layers over B prompts of S tokens, without the unembedding."""
-    return c.n_layers * B * S * (projections(c) + rest(c) + attention(c, S))
-
-
 # --- forward sweeps -----------------------------------------------------------------------------------
 
 
-def prefill_bytes(c: ModelConfig, B: int, S: int, positions: str, itemsize: int) -> int:
-    """engine/prefill.py: what is kept, and what is alive inside a layer."""
-    P = S if positions == "all" else 1
-    kept = c.n_layers * B * (2 * S * c.n_kv_heads + P * c.n_heads) * c.d_head
-    residual = (c.n_layers + 1) * B * P * c.d_model
-    return itemsize * (kept + residual + B * S * numbers_per_row(c, S))
+def abstract(study: Study) -> Transformer:
+    """The model as forward passes have it, with shapes in place of arrays."""
+    return abstract_model(study.config, jnp.dtype(study.compute.dtype))
 
 
-def layer_bytes(c: ModelConfig, B: int, S: int, itemsize: int) -> int:
-    """engine/layer_sweep.py: what is alive inside a layer."""
-    return itemsize * B * S * (numbers_per_row(c, S) + 2 * c.d_model)
+def chunked(study: Study, tokens: Int[np.ndarray, "B S"], copies: int) -> Prompts:
+    """Prompts as a sweep cuts them."""
+    chunks = prompt_chunks(len(tokens), study.compute.batch_size, copies)
+    return Prompts(len(chunks), len(chunks[0]), tokens.shape[1], copies)
 
 
-def logit_bytes(platform: str) -> int:
-    """metrics.py: one tile of logits, and what is made of it."""
-    return 3 * 4 * TILE_LOGITS[platform]
+def mapped(
+    study: Study,
+    machine: Machine,
+    step: Sweep | Callable[..., Any],
+    *arrays: np.ndarray,
+    replacement: ShapeDtypeStruct | None = None,
+    passes: int = 1,
+    **static: Any,
+) -> Cost:
+    """engine/batches.py `map_prompts`, or `run_sweep`: a step over the rows of all arrays."""
+    chunks, B, _, copies = chunked(study, arrays[0], machine.copies)
+    own = [shape(B // copies, *array.shape[1:], dtype=array.dtype) for array in arrays]
+    own += [] if replacement is None else [replacement]
+    model = abstract(study)
+    run, model = (whole_sweep(step), (model, None)) if isinstance(step, Sweep) else (step, model)
+    program = trace(machine.platform, run, model, *own, **static)
+    return Cost(chunks * copies * program.flops, program.n_bytes, frozenset({program.key}), passes=passes)
 
 
-def replacement(c: ModelConfig, prompts: Prompts, ablation: str, positions: str, mean_over: str) -> Cost:
+def replacement(
+    study: Study, machine: Machine, batch: PromptBatch, positions: str, ablation: str, mean_over: str
+) -> Cost:
     """engine/replacement.py: what it takes to have the outputs that replace a head's."""
-    chunks, B, S, _ = prompts
     if ablation == "zero":
         return NOTHING
     keep = "all" if ablation == "mean" and mean_over == "tokens" else positions
-    name = {"mean": "_sum_outputs", "resample": "prefill"}[ablation]
-    programs = frozenset({(name, B, S, keep)})
-    return Cost(chunks * forward(c, B, S), prefill_bytes(c, prompts.own, S, keep, 4), programs)
+    cost = mapped(study, machine, prefill, batch.tokens, batch.mask, keep=keep)
+    return cost if ablation == "resample" else cost._replace(programs=frozenset({("_sum_outputs", keep)}))
 
 
 def variants(
-    c: ModelConfig,
-    prompts: Prompts,
+    study: Study,
+    machine: Machine,
+    batch: PromptBatch,
     start: Int[np.ndarray, " M"],
-    size: int,
     positions: str,
-    itemsize: int,
-    platform: str,
-    copies: int = 1,
+    groups: tuple[int, ...] = (),
 ) -> Cost:
     """engine/variants.py: a clean run and every variant, from the layer that each batch of them starts at,
-    the first of which holds one more that edits nothing; the copies share the variants where they do not
-    share the prompts."""
-    chunks, B, S, _ = prompts
-    size = max(1, min(size, 1 + len(start)))
-    firsts = np.sort([np.min(start), *start])[::size].tolist()
-    flops = forward(c, B, S)
-    flops += sum(size * B * (variant(c, S, first, positions) + unembedding(c)) for first in firsts)
-    rows = -(-size * B // copies) * (S if positions == "all" else 1)
-    activations = itemsize * rows * numbers_per_row(c, S)
-    activations += 2 * prefill_bytes(c, prompts.own, S, positions, itemsize)  # and where later ones enter
-    programs = {("prefill", B, S, positions), ("variant_step", B, S, positions, size)}
-    return Cost(chunks * flops, activations + logit_bytes(platform), frozenset(programs), size)
-
-
-def variant(c: ModelConfig, S: int, start: int, positions: str) -> int:
-    """engine/variant_step.py: one variant of one prompt that is edited from layer `start` on."""
-    layer = projections(c) + rest(c) + attention(c, S)
-    above = c.n_layers - 1 - start
-    if positions == "last":
-        return rest(c) + above * layer
-    last_layer = S * projections(c) + attention(c, S) + rest(c)
-    return S * rest(c) + max(0, above - 1) * S * layer + (last_layer if above else 0)
-
-
-def dynamic_scores(c: ModelConfig, prompts: Prompts, n_targets: int, itemsize: int, platform: str) -> Cost:
-    """analyses/dynamic_scores.py: a forward pass, then both kinds of z of every head as pairs."""
-    chunks, B, S, _ = prompts
-    tokens = stages(c.vocab_size, c.d_model, chunks * B, n_targets)
-    flops = forward(c, B, S) + c.n_layers * hit_flops(c, tokens, 2 * B, platform)
-    own = prompts.own
-    activations = layer_bytes(c, own, S, itemsize) + hit_bytes(c, tokens, 2 * own, platform)
-    return Cost(chunks * flops, activations, frozenset({("dynamic_scores", B, S)}))
-
-
-def clean_run(c: ModelConfig, prompts: Prompts, itemsize: int, platform: str) -> Cost:
-    """engine/clean_run.py: a forward pass, and metrics at the last position."""
-    chunks, B, S, _ = prompts
-    flops = chunks * (forward(c, B, S) + B * unembedding(c))
-    activations = layer_bytes(c, prompts.own, S, itemsize) + logit_bytes(platform)
-    return Cost(flops, activations, frozenset({("clean_run", B, S)}))
-
-
-def logit_attribution(c: ModelConfig, prompts: Prompts, metrics: int, itemsize: int) -> Cost:
-    """analyses/logit_attribution.py, once a metric."""
-    chunks, B, S, _ = prompts
-    heads = c.n_layers * B * 2 * c.d_model * (c.n_heads * c.d_head + 1)
-    programs = frozenset(("logit_attribution", B, S, metric) for metric in range(metrics))
-    flops = metrics * chunks * (forward(c, B, S) + heads)
-    return Cost(flops, layer_bytes(c, prompts.own, S, itemsize), programs, passes=metrics)
-
-
-def gradient_attribution(
-    c: ModelConfig, prompts: Prompts, metrics: int, positions: str, itemsize: int
-) -> Cost:
-    """analyses/gradient_attribution.py: no derivative with respect to a parameter, so backward costs what
-    forward does, attention twice as much; every layer's inner values are kept for it."""
-    chunks, B, S, _ = prompts
-    there_and_back = 2 * (forward(c, B, S) + B * unembedding(c)) + c.n_layers * B * S * attention(c, S)
-    inside = c.n_layers * prompts.own * S * (numbers_per_row(c, S) + c.n_heads * S)
-    programs = frozenset(("_gradient", B, S, positions, metric) for metric in range(metrics))
-    activations = inside * itemsize + 3 * 4 * prompts.own * c.vocab_size
-    return Cost(metrics * chunks * there_and_back, activations, programs, passes=2 * metrics)
-
-
-def attention_patterns(c: ModelConfig, prompts: Prompts, itemsize: int, n_patterns: int = 3) -> Cost:
-    """analyses/attention_patterns.py: the pattern once more beside the forward pass, and its sums."""
-    chunks, B, S, _ = prompts
-    pattern = c.n_layers * B * S * S * 2 * c.n_heads * (c.d_head + n_patterns)
-    scores = 4 * 4 * prompts.own * c.n_heads * S * S
-    activations = prompts.own * S * numbers_per_row(c, S) * itemsize + scores
-    flops = chunks * (forward(c, B, S) + pattern)
-    return Cost(flops, activations, frozenset({("attention_patterns", B, S)}))
-
-
-def kept_patterns(c: ModelConfig, prompts: Prompts, itemsize: int) -> Cost:
-    """analyses/attention_patterns.py: the pattern once more beside the forward pass, a byte a weight kept."""
-    chunks, B, S, _ = prompts
-    pattern = c.n_layers * B * S * S * 2 * c.n_heads * c.d_head
-    kept = (c.n_layers + 4) * prompts.own * c.n_heads * S * S
-    activations = prompts.own * S * numbers_per_row(c, S) * itemsize + kept
-    return Cost(chunks * (forward(c, B, S) + pattern), activations, frozenset({("kept_patterns", B, S)}))
-
-
-def direct_effects(c: ModelConfig, prompts: Prompts, itemsize: int) -> Cost:
-    """engine/path_step.py `direct_step`: prompts and their corrupted partners, every head's change through
-    its W_O, and two logits of every one of these."""
-    chunks, B, S, _ = prompts
-    heads = c.n_layers * B * (output(c) + 2 * c.d_model * (1 + c.n_heads))
-    flops = chunks * (2 * forward(c, B, S) + heads)
-    activations = 2 * prefill_bytes(c, prompts.own, S, "last", itemsize)
-    return Cost(flops, activations, frozenset({("direct_step", B, S)}))
+    the first of which holds one more that edits nothing. `groups`: the numbers of prompts that are run group
+    by group."""
+    prompts, size, own = dealt(study, machine, batch.tokens, len(start), positions, groups=groups)
+    model, (tokens, mask, answers), L = abstract(study), asked(prompts), study.config.n_layers
+    clean = trace(machine.platform, prefill, model, tokens, mask, keep=positions)
+    edit, at = VariantEdit(shape(own, L, study.config.n_heads), shape(L, 1, 1, 1, 1)), shape(dtype=jnp.int32)
+    given = (clean.gives, edit, at, answers, None)
+    step = trace(machine.platform, variant_step, model, *given, positions=positions)
+    # One pass of the loop a layer above the first; of all positions the last layer is not in it.
+    passes = np.maximum(L - (1 if positions == "last" else 2) - begins(start, size), 0)
+    flops = clean.flops + len(passes) * step.flops + int(passes.sum()) * step.loops[0]
+    n_bytes = max(clean.n_bytes, n_bytes_of(clean.gives) + step.n_bytes)
+    return Cost(prompts.chunks * machine.copies * flops, n_bytes, frozenset({clean.key, step.key}), size)
 
 
 def paths(
-    c: ModelConfig,
-    prompts: Prompts,
-    start: Int[np.ndarray, " M"],
-    size: int,
+    study: Study,
+    machine: Machine,
+    batch: PromptBatch,
     positions: str,
-    itemsize: int,
     receivers: tuple[int, ...] = (),
 ) -> Cost:
-    """engine/path_step.py: senders by the layer that each begins at, into receivers' layers or to the logits.
-
-    In the path run a layer costs its MLP. The final run, which begins at the lowest receiver above the
-    senders, costs a whole layer and, up to the highest receiver, the path run's projections too.
-    """
-    chunks, B, S, _ = prompts
-    P, L, size = (S if positions == "all" else 1), c.n_layers, max(1, min(size, 1 + len(start)))
-    flops = 2 * forward(c, B, S)
-    for first in np.sort([np.min(start), *start])[::size].tolist():
-        end = max(receivers) + 1 if receivers else L
-        row = (end - first) * mlp(c) + 2 * c.d_head * c.d_model
-        if receivers:
-            into = min((layer for layer in receivers if layer > first), default=end)
-            row += (L - into) * (projections(c) + attention(c, S) + rest(c)) + (end - into) * projections(c)
-        flops += size * B * P * row + (end - first) * B * P * output(c)
-        flops += size * B * 2 * c.d_model  # the logit difference
-    rows = size * prompts.own * P
-    activations = itemsize * (2 * rows * numbers_per_row(c, S))
-    activations += 3 * prefill_bytes(c, prompts.own, S, positions, itemsize)
-    step = "receivers_step" if receivers else "logits_step"
-    programs = {("patch_prefill", B, S, positions), (step, B, S, positions, size)}
-    return Cost(chunks * flops, activations, frozenset(programs), size)
-
-
-def copy_scores(c: ModelConfig, n_names: int, heads_at_once: int) -> Cost:
-    """analyses/copy_score.py: a block for every name, then each head's output of each, and its negative,
-    through the unembedding. `activations` are all that it holds: it does not need the model."""
-    G, H, K, D, V = c.n_kv_heads, c.n_heads, c.d_head, c.d_model, c.vocab_size
-    layer = n_names * (2 * D * G * K + H * (2 * K * D + 2 * 2 * D * V))
-    flops = n_names * (projections(c) + attention(c, 1) + rest(c)) + c.n_layers * layer
-    block = D * K * 2 * (G + H) + (3 if c.gated_mlp else 2) * D * c.d_mlp
-    held = V * D * (1 if c.tied_embeddings else 2) + max(block, 2 * D * K * (G + H))
-    logits = 2 * heads_at_once * n_names * V
-    return Cost(flops, 4 * (held + 2 * logits), frozenset({("first_state",), ("_layer_hits",)}))
+    """engine/path_step.py: from every head below the receivers, given by their layers, or to the logits."""
+    L, H = study.config.n_layers, study.config.n_heads
+    start = np.repeat(np.arange(max(receivers, default=L)), H)
+    prompts, size, own = dealt(study, machine, batch.tokens, len(start), positions, streams=2)
+    model, (tokens, mask, answers) = abstract(study), asked(prompts)
+    both = (tokens, tokens, mask, answers, answers)
+    clean = trace(machine.platform, patch_prefill, model, *both, positions=positions)
+    patch, at = clean.gives[1], shape(dtype=jnp.int32)
+    entries = Entries(patch.clean.residual, patch.clean.residual)
+    given = (model, patch, entries, shape(own, 2, dtype=jnp.int32))
+    step = to_logits = trace(machine.platform, logits_step, *given, at)
+    first, flops = begins(start, size), clean.flops
+    if receivers:
+        reads = Reads(*[shape(L, H, dtype=bool)] * 3)
+        step = trace(machine.platform, receivers_step, *given, reads, at, at, at)
+        # Below the first receiver a layer is one of the path run alone; the top one is in neither loop.
+        layers = np.sort(receivers)
+        into, end = layers[np.searchsorted(layers, first, side="right")], min(layers[-1] + 1, L - 1)
+        flops += to_logits.loops[0] * (into - first).sum() + step.loops[0] * np.maximum(end - into, 0).sum()
+        flops += step.loops[1] * len(first) * (L - 1 - end)
+    else:
+        flops += step.loops[0] * (L - first).sum()
+    flops = int(flops) + len(first) * step.flops
+    n_bytes = max(clean.n_bytes, n_bytes_of((patch, entries)) + step.n_bytes)
+    return Cost(prompts.chunks * machine.copies * flops, n_bytes, frozenset({clean.key, step.key}), size)
 
 
-def salient_operations(
-    c: ModelConfig, n_layers: int, n_heads: int, n_tokens: int, n_rows: int, tile: int, first_mlp: bool
-) -> Cost:
-    """analyses/salient_operations.py, of so many layers: every token's row through every head of a layer, and
-    the salient ones of each head against the vocabulary. `n_rows`: tokens; as held, see `copy_scores`."""
-    H, K, D = n_heads, c.d_head, c.d_model
-    rows = -(-n_rows // tile) * tile  # tiles are full
-    layer = rows * H * (2 * D * K + 2 * K * K) + H * n_tokens * (4 * K * D + rows * 2 * D)
-    held = rows * D * (3 if first_mlp else 2) + 2 * D * K * (c.n_kv_heads + 2 * H)
-    activations = 4 * (held + 2 * tile * H * max(K, n_tokens))
-    flops = n_layers * layer + first_mlp * rows * mlp(c)
-    return Cost(flops, activations, frozenset({("_layer_best",)}))
+def asked(prompts: Prompts) -> tuple[ShapeDtypeStruct, ...]:
+    """Tokens and mask of the prompts that one copy runs at once, and what stands for an answer of each."""
+    B, S = prompts.B // prompts.copies, prompts.S
+    return shape(B, S, dtype=jnp.int32), shape(B, S, dtype=bool), shape(B, dtype=jnp.int32)
+
+
+def begins(start: Int[np.ndarray, " M"], size: int) -> Int[np.ndarray, " batches"]:
+    """The layer at which each batch of variants begins: one more than there are, that changes nothing."""
+    return np.sort([np.min(start), *start])[::size]
+
+
+def dealt(
+    study: Study,
+    machine: Machine,
+    tokens: Int[np.ndarray, "B S"],
+    n_variants: int,
+    positions: str,
+    streams: int = 1,
+    groups: tuple[int, ...] = (),
+) -> tuple[Prompts, int, int]:
+    """Prompts as engine/variants.py cuts them, how many variants of so many residual streams run at once, and
+    of these how many in each copy of the model."""
+    compute, copies = study.compute, machine.copies
+    at_once = min(compute.batch_size, max(groups, default=len(tokens)))
+    # Copies share the prompts of a batch, or the variants where there are fewer prompts than copies.
+    by_prompt = copies if at_once >= copies else 1
+    prompts = chunked(study, tokens, by_prompt)
+    if groups:
+        n_chunks = sum(-(-n // at_once) for n in groups)
+        prompts = Prompts(n_chunks, -(-at_once // by_prompt) * by_prompt, tokens.shape[1], by_prompt)
+    size, H = compute.variant_batch, study.config.n_heads
+    if size is None and compute.stream:  # engine/layered_variants.py
+        size = 1 + H * -(-ENOUGH_ROWS[machine.platform] // (H * prompts.B))
+    elif size is None:
+        n_bytes = jnp.dtype(compute.dtype).itemsize
+        held = parameter_bytes(study.config, n_bytes, machine.model_parts)
+        free = HOST_BYTES if machine.platform == "cpu" else max(0, machine.memory - held)
+        rows = (streams * prompts.B // by_prompt, prompts.S)
+        size = fitting_variants(study.config, rows, positions, int(free), n_bytes, machine.platform)
+        size = (1 + size) * copies // by_prompt
+    size = max(1, min(size, 1 + n_variants))
+    return prompts, size, -(-size // (copies // by_prompt))
 
 
 # --- relation hits ------------------------------------------------------------------------------------
@@ -345,11 +263,11 @@ class Tokens(NamedTuple):
     counted: list[int]
 
 
-def stages(vocab_size: int, d_model: int, n_pairs: int, n_targets: int) -> Tokens:
+def stages_of(c: ModelConfig, n_pairs: int, n_targets: int) -> Tokens:
     """Those for so many pairs with so many distinct targets."""
-    seen = [n for n in DRAWS if 2 * (n_targets + n) < vocab_size]
-    counted = [*(end - start for start, end in pairwise([0, *seen])), vocab_size]
-    if not seen or n_pairs > d_model:
+    seen = [n for n in DRAWS if 2 * (n_targets + n) < c.vocab_size]
+    counted = [*(end - start for start, end in pairwise([0, *seen])), c.vocab_size]
+    if not seen or n_pairs > c.d_model:
         return Tokens(n_targets if seen else 0, counted)
     return Tokens(0, [n_targets + counted[0], *counted[1:]])
 
@@ -379,6 +297,22 @@ def _rows_run(n_chosen: int, n_rows: int, T: int, platform: str) -> int:
     return whole * max(sizes) + (min(size for size in sizes if size >= left) if left else 0)
 
 
+def block_mlp(c: ModelConfig, n_rows: int) -> Program:
+    """The MLP of a block with its norms, of so many rows."""
+    return trace("cpu", Block.mlp_write, abstract_block(c), shape(n_rows, c.d_model))
+
+
+def dynamic_scores(study: Study, machine: Machine, batch: PromptBatch) -> Cost:
+    """analyses/dynamic_scores.py: a forward pass, then both kinds of z of every head as pairs."""
+    c, (chunks, B, _, copies) = study.config, chunked(study, batch.tokens, machine.copies)
+    forward = mapped(study, machine, LAST_OUTPUTS, batch.tokens, batch.mask)
+    tokens, own = stages_of(c, chunks * B, len(np.unique(batch.answers))), 2 * B // copies
+    flops = chunks * copies * c.n_layers * hit_flops(c, tokens, own, machine.platform)
+    n_bytes = hit_bytes(c, tokens, own, machine.platform)
+    programs = frozenset(("dynamic_scores", key) for key in forward.programs)
+    return Cost(forward.flops + flops, forward.activations + n_bytes, programs)
+
+
 def hit_bytes(c: ModelConfig, tokens: Tokens, n_pairs: int, platform: str) -> int:
     """engine/hits.py: the stages' rows beside the unembedding, a chunk of logits, what is known of pairs."""
     H, K, D, V = c.n_heads, c.d_head, c.d_model, c.vocab_size
@@ -392,77 +326,16 @@ def relation_scores(
     c: ModelConfig, n_pairs: int, n_sources: int, n_targets: int, first_mlp: bool, platform: str
 ) -> Cost:
     """analyses/relation_scores.py. `activations` are all that it holds: it does not need the model."""
-    D, F = c.d_model, c.d_mlp
-    tokens = stages(c.vocab_size, D, n_pairs, n_targets)
+    D = c.d_model
+    tokens = stages_of(c, n_pairs, n_targets)
     layer = n_sources * 2 * D * c.n_kv_heads * c.d_head + hit_flops(c, tokens, n_pairs, platform)
-    n_matrices = 3 if c.gated_mlp else 2
-    flops = c.n_layers * layer + first_mlp * n_sources * n_matrices * 2 * D * F
+    block = block_mlp(c, n_sources)
+    flops = c.n_layers * layer + first_mlp * block.flops
     embeddings = c.vocab_size * D * (1 if c.tied_embeddings else 2)
     two_layers = 2 * D * c.d_head * (c.n_heads + c.n_kv_heads)
     # The first block's MLP is gone before the stages' rows and the layers come.
-    held = max(first_mlp * n_matrices * D * F, two_layers) + embeddings + 2 * n_sources * D
+    held = (
+        max(first_mlp * n_bytes_of(abstract_block(c).mlp) // 4, two_layers) + embeddings + 2 * n_sources * D
+    )
     activations = 4 * held + hit_bytes(c, tokens, n_pairs, platform)
     return Cost(flops, activations, frozenset({("_hits_of_heads",)}))
-
-
-# --- of a study ---------------------------------------------------------------------------------------
-
-
-def itemsize(study: Study) -> int:
-    """Bytes of a number in forward passes."""
-    return jnp.dtype(study.compute.dtype).itemsize
-
-
-def chunked(study: Study, tokens: Int[np.ndarray, "B S"], copies: int) -> Prompts:
-    """Prompts as a sweep cuts them."""
-    chunks = prompt_chunks(len(tokens), study.compute.batch_size, copies)
-    return Prompts(len(chunks), len(chunks[0]), tokens.shape[1], copies)
-
-
-def ablated_variants(
-    study: Study,
-    machine: Machine,
-    tokens: Int[np.ndarray, "B S"],
-    start: Int[np.ndarray, " M"],
-    positions: str,
-    groups: tuple[int, ...] = (),
-) -> Cost:
-    """`variants` over a study's prompts; `groups` are the numbers of prompts that are run group by group."""
-    batch_size = study.compute.batch_size
-    at_once = min(batch_size, max(groups, default=len(tokens)))
-    # Copies share the prompts of a batch, or the variants where there are fewer prompts than copies.
-    by_prompt = machine.copies if at_once >= machine.copies else 1
-    prompts = chunked(study, tokens, by_prompt)
-    if groups:
-        n_chunks = sum(-(-n // at_once) for n in groups)
-        prompts = Prompts(n_chunks, -(-at_once // by_prompt) * by_prompt, tokens.shape[1], by_prompt)
-    size = variant_batch(study, machine, prompts, positions)
-    how = (positions, itemsize(study), machine.platform, machine.copies)
-    return variants(study.config, prompts, start, size, *how)
-
-
-def patched_paths(
-    study: Study,
-    machine: Machine,
-    tokens: Int[np.ndarray, "B S"],
-    positions: str,
-    receivers: tuple[int, ...] = (),
-) -> Cost:
-    """`paths` from every head below the receivers, given by their layers, or to the logits."""
-    config = study.config
-    start = np.repeat(np.arange(max(receivers, default=config.n_layers)), config.n_heads)
-    at_once = min(study.compute.batch_size, len(tokens))
-    prompts = chunked(study, tokens, machine.copies if at_once >= machine.copies else 1)
-    size = variant_batch(study, machine, prompts, positions, streams=2)
-    return paths(config, prompts, start, size, positions, itemsize(study), receivers)
-
-
-def variant_batch(study: Study, machine: Machine, prompts: Prompts, positions: str, streams: int = 1) -> int:
-    """How many variants of so many residual streams a sweep runs at once, as engine/variants.py has it."""
-    if study.compute.variant_batch is not None:
-        return study.compute.variant_batch
-    held = parameter_bytes(study.config, itemsize(study), machine.model_parts)
-    free = HOST_BYTES if machine.platform == "cpu" else max(0, machine.memory - held)
-    shape, n_bytes = (streams * prompts.own, prompts.S), itemsize(study)
-    size = fitting_variants(study.config, shape, positions, int(free), n_bytes, machine.platform)
-    return (1 + size) * machine.copies // prompts.copies

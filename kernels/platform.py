@@ -18,6 +18,7 @@ PLATFORMS = {"pallas_mosaic_tpu": "tpu", "pallas_mosaic_gpu": "gpu"}  # the othe
 _mode: contextvars.ContextVar[Literal["run", "interpret", "lower"]] = contextvars.ContextVar(
     "mode", default="run"
 )
+_target: contextvars.ContextVar[str | None] = contextvars.ContextVar("target", default=None)
 
 
 @contextlib.contextmanager
@@ -37,6 +38,21 @@ def interpreted() -> contextlib.AbstractContextManager[None]:
 def lowered() -> contextlib.AbstractContextManager[None]:
     """Kernels traced inside are only lowered, for a platform that this machine need not have."""
     return _entered("lower")
+
+
+@contextlib.contextmanager
+def targeting(platform: str) -> Iterator[None]:
+    """Programs traced inside are cut into the tiles and chunks of this platform, which need not be here."""
+    token = _target.set(platform)
+    try:
+        yield
+    finally:
+        _target.reset(token)
+
+
+def target() -> str:
+    """The platform that programs are traced for."""
+    return _target.get() or jax.default_backend()
 
 
 def is_interpreted() -> bool:
@@ -60,7 +76,7 @@ def narrow(kernel: Callable) -> Callable:
 
 def require(implementation: str | None) -> None:
     """Raises NotImplementedError where an implementation for another platform is meant to run."""
-    here = jax.default_backend()
+    here = target()
     needed = PLATFORMS.get(implementation, here)
     if _mode.get() == "run" and here != needed:
         raise NotImplementedError(

@@ -13,7 +13,7 @@ from headjax.analyses.attention_patterns import (
     attention_patterns,
     repeated_tokens,
 )
-from headjax.engine.layer_sweep import _program
+from headjax.engine.layer_sweep import whole_sweep
 from headjax.errors import InputError
 from headjax.model import Transformer, build_model, parameter_shapes
 from tests.helpers import torch_oracle
@@ -111,7 +111,7 @@ def test_patterns_are_never_held_for_all_layers():
     model = informative_model(CONFIGS["llama"])
     c, prompts = model.config, random_prompts(53)
     B, S = prompts.tokens.shape
-    program = str(jax.make_jaxpr(_program(SWEEP))((model, None), prompts.tokens, prompts.mask))
+    program = str(jax.make_jaxpr(whole_sweep(SWEEP))((model, None), prompts.tokens, prompts.mask))
     assert f"[{B},{c.n_heads},{S},{S}]" in program
     assert f"[{c.n_layers},{B},{c.n_heads},{S},{S}]" not in program
 

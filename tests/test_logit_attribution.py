@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from headjax.analyses.logit_attribution import SWEEP, logit_attribution
-from headjax.engine.layer_sweep import _program
+from headjax.engine.layer_sweep import whole_sweep
 from headjax.errors import InputError
 from headjax.model import build_model, model_parameters
 from tests.helpers.logit_oracle import torch_parts
@@ -62,7 +62,7 @@ def test_no_array_holds_what_every_head_writes():
     config = dataclasses.replace(CONFIGS["llama"], d_model=997)
     model = informative_model(config)
     prompts = random_prompts(config.vocab_size)
-    program = jax.make_jaxpr(_program(SWEEP))((model, None), prompts.tokens, prompts.mask, prompts.answers)
+    program = jax.make_jaxpr(whole_sweep(SWEEP))((model, None), prompts.tokens, prompts.mask, prompts.answers)
     assert f"[7,{config.n_heads},997]" not in str(program)
     assert f"[{config.n_heads},7,997]" not in str(program)
     assert f"[{config.n_heads},{config.d_head},997]" in str(program)  # W_O: shapes are found

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.config import RunConfig
+from headjax import costs
 from headjax.analyses.base import Asked, effect_grids
 from headjax.analyses.registry import register
-from headjax.costs import Cost, chunked, forward
 from headjax.engine.layer_sweep import Sweep, run_sweep
 from headjax.grid import Coordinate, GridSet
 from headjax.options import option
@@ -48,8 +48,8 @@ class HeadNorm(Asked):
         return {Coordinate("head_norm", task) for task in self.tasks(study)}
 
     def cost(self, study, machine):
-        chunks, B, S, _ = chunked(study, study.task_batch(self.prompts).tokens, machine.copies)
-        return Cost(chunks * forward(study.config, B, S), 0, frozenset({("head_norms", B, S)}))
+        batch = study.task_batch(self.prompts)
+        return costs.mapped(study, machine, NORMS, batch.tokens, batch.mask)
 
     def run(self, study, work):
         batch = study.task_batch(self.prompts)

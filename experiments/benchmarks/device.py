@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from headjax.kernels.device_check import Note, run_section
 
-from headjax import costs
+from headjax import costs, zoo
 from headjax.analyses.dynamic_scores import dynamic_scores
 from headjax.analyses.head_ablation import head_ablation
 from headjax.analyses.relation_scores import relation_scores, relation_weights
@@ -30,6 +30,7 @@ from headjax.data.relations import Relation
 from headjax.kernels import platform
 from headjax.model import Transformer, build_model, model_parameters, parameter_shapes
 from headjax.parameters import InMemory
+from headjax.study import Compute, Study
 
 LLAMA_8B = ModelConfig(
     **{"family": "llama", "n_layers": 32, "n_heads": 32, "n_kv_heads": 8, "d_head": 128, "d_model": 4096},
@@ -109,9 +110,10 @@ def sweeps_of(
     config, dtype, n_relations, n_pairs, n_prompts, n_tokens = sizes[name]
     pairs, prompts = random_pairs(config, n_relations, n_pairs), random_prompts(config, n_prompts, n_tokens)
     top_k = np.full(n_prompts, RULE.top_k, np.int32)
-    N, B, itemsize = n_relations * n_pairs, n_prompts, jnp.dtype(dtype).itemsize
+    N, B = n_relations * n_pairs, n_prompts
     kind = "cpu" if jax.default_backend() == "cpu" else "gpu"
-    batch = costs.Prompts(1, B, n_tokens)
+    machine, compute = costs.Machine(1, 1, 2**36, None, kind), Compute(dtype=dtype, batch_size=B)
+    study = Study(zoo.Source(Path(), name, None), name, config, None, (), (), compute=compute)
     start = np.repeat(np.arange(config.n_layers), config.n_heads)
     implementation = model.config.implementation
 
@@ -128,9 +130,9 @@ def sweeps_of(
         "relation scores": (scores, costs.relation_scores(config, N, N, N, True, kind).flops),
         "ablation, last position": (
             ablation,
-            costs.variants(config, batch, start, config.n_heads, "last", itemsize, kind).flops,
+            costs.variants(study, machine, prompts, start, "last").flops,
         ),
-        "dynamic scores": (dynamic, costs.dynamic_scores(config, batch, B, itemsize, kind).flops),
+        "dynamic scores": (dynamic, costs.dynamic_scores(study, machine, prompts).flops),
     }
 
 

@@ -83,9 +83,8 @@ class AblationCurves(Ablating):
         cap = self.max_heads or next((cap for n, cap in HEAD_CAPS if n_heads < n), MOST_HEADS)
         n_variants = min(cap, n_heads) * (1 + self.n_random_draws + min(N_CONTROLS, len(rows) - 1))
         start = np.zeros(n_variants, int)
-        sweep = costs.ablated_variants(study, machine, batch.tokens, start, "last", tuple(rows.values()))
-        replaced = costs.chunked(study, batch.tokens, machine.copies)
-        return sweep + costs.replacement(c, replaced, self.replacement, "last", self.mean_over)
+        sweep = costs.variants(study, machine, batch, start, "last", tuple(rows.values()))
+        return sweep + costs.replacement(study, machine, batch, "last", **self.how)
 
     def run(self, study: Study, work: Work) -> Result:
         batch: PromptBatch = study.task_batch(self.prompts)

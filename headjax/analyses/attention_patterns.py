@@ -266,18 +266,11 @@ class AttentionPatterns(Asked):
         return {Coordinate("attention", on, pattern) for pattern in PATTERNS for on in (REPEATED, "prompts")}
 
     def cost(self, study: Study, machine: Machine) -> Cost:
-        repeated, own = (
-            costs.attention_patterns(
-                study.config, costs.chunked(study, tokens, machine.copies), costs.itemsize(study)
-            )
-            for tokens in (self._repeated(study), study.task_batch(self.prompts).tokens)
-        )
-        batch = study.task_batch(self.prompts)
+        batch, repeated = study.task_batch(self.prompts), self._repeated(study)
+        cost = costs.mapped(study, machine, SWEEP, repeated, np.ones(repeated.shape, bool))
+        cost += costs.mapped(study, machine, SWEEP, batch.tokens, batch.mask)
         rows = kept_prompts(batch, self.n_shown)
-        if not len(rows):
-            return repeated + own
-        prompts = costs.chunked(study, _trimmed(batch, rows)[0], machine.copies)
-        return repeated + own + costs.kept_patterns(study.config, prompts, costs.itemsize(study))
+        return cost + costs.mapped(study, machine, KEEP, *_trimmed(batch, rows)) if len(rows) else cost
 
     def _repeated(self, study: Study) -> Int[np.ndarray, "B S"]:
         how = {"bos": study.bos, "vocab_size": study.vocab_size}

@@ -27,7 +27,6 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Bool, Float, Int
 
-from headjax import costs
 from headjax.analyses.base import MAPS, WEIGHTS, Analysis, Coordinates
 from headjax.circuits.tables import circuit_for
 from headjax.costs import Cost, Machine
@@ -42,6 +41,7 @@ from headjax.measures import SUPPRESSION
 from headjax.model import (
     Block,
     Norm,
+    abstract_block,
     abstract_model,
     fill,
     one_block,
@@ -55,6 +55,7 @@ from headjax.report.drawing import draw_maps, figure_path
 from headjax.report.options import Report
 from headjax.result import Result
 from headjax.study import Data, Study
+from headjax.traced import n_bytes_of, shape, trace
 
 TOP_K = 5
 HEADS_AT_ONCE = 4  # whose logits of all names are held together
@@ -206,7 +207,16 @@ class CopyScore(Analysis):
         return {Coordinate("copy_score", "ioi_names", sign=sign) for sign in ("", SUPPRESSION)}
 
     def cost(self, study: Study, machine: Machine) -> Cost:
-        return costs.copy_scores(study.config, len(ioi_names(study.tokenizer)), HEADS_AT_ONCE)
+        """Of all that it holds: it does not need the model."""
+        c, N, target = study.config, len(ioi_names(study.tokenizer)), machine.platform
+        D, G, H, K, V = c.d_model, c.n_kv_heads, c.n_heads, c.d_head, study.vocab_size
+        model, block, x = abstract_model(c), abstract_block(c), shape(N, D)
+        reader = Reader(None, shape(D, G, K), shape(G, K), shape(H, K, D))
+        given = (x, reader, Readout(model.ln_final, shape(V, D), shape(V)), shape(N, dtype=jnp.int32))
+        first = trace(target, first_state, block, x)
+        layer = trace(target, _layer_hits, *given, top_k=TOP_K, precision=study.compute.precision)
+        n_bytes = n_bytes_of((model.embed, model.unembed, block, reader, reader)) + layer.n_bytes
+        return Cost(first.flops + c.n_layers * layer.flops, n_bytes, frozenset({first.key, layer.key}))
 
     def run(self, study: Study, work: Work) -> Result:
         """It takes seconds: a run remembers the whole, not its parts."""

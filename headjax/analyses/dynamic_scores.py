@@ -215,10 +215,7 @@ class DynamicScores(Analysis):
         }
 
     def cost(self, study: Study, machine: Machine) -> Cost:
-        (batch,) = self.batches(study)
-        prompts = costs.chunked(study, batch.tokens, machine.copies)
-        n_targets = len(np.unique(batch.answers))
-        return costs.dynamic_scores(study.config, prompts, n_targets, costs.itemsize(study), machine.platform)
+        return costs.dynamic_scores(study, machine, *self.batches(study))
 
     def run(self, study: Study, work: Work) -> Result:
         (batch,) = self.batches(study)

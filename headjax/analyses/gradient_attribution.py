@@ -49,6 +49,7 @@ from headjax.report.options import Report
 from headjax.report.table import Page, Table
 from headjax.result import Result
 from headjax.study import Data, Study
+from headjax.traced import shape
 
 
 def _logprob(
@@ -349,10 +350,15 @@ class GradientAttribution(Measured, Ablating):
         }
 
     def cost(self, study: Study, machine: Machine) -> Cost:
-        prompts = costs.chunked(study, study.task_batch(self.prompts).tokens, machine.copies)
-        sizes = (prompts, len(self._metrics(study)), self.positions, costs.itemsize(study))
-        replaced = (prompts, self.replacement, self.positions, self.mean_over)
-        return costs.gradient_attribution(study.config, *sizes) + costs.replacement(study.config, *replaced)
+        batch = study.task_batch(self.prompts)
+        cost = costs.replacement(study, machine, batch, self.positions, **self.how)
+        arrays = (batch.tokens, batch.mask, batch.answers, batch.answers)
+        # Of a model that is read layer by layer: forwards and backwards.
+        how = {"replacement": shape(study.config.n_layers, 1, 1, 1, 1), "passes": 2}
+        for metric in self._metrics(study):
+            how |= {"metric": metric, "positions": self.positions}
+            cost += costs.mapped(study, machine, _gradient, *arrays, **how)
+        return cost
 
     def run(self, study: Study, work: Work) -> Result:
         batch, batch_size = study.task_batch(self.prompts), study.compute.batch_size

@@ -161,9 +161,8 @@ class HeadAblation(Measured, Ablating):
     def cost(self, study: Study, machine: Machine) -> Cost:
         c, batch = study.config, study.task_batch(self.prompts)
         start = np.repeat(np.arange(c.n_layers), c.n_kv_heads if self.kv_groups else c.n_heads)
-        sweep = costs.ablated_variants(study, machine, batch.tokens, start, self.positions)
-        replaced = costs.chunked(study, batch.tokens, machine.copies)
-        return sweep + costs.replacement(c, replaced, self.replacement, self.positions, self.mean_over)
+        sweep = costs.variants(study, machine, batch, start, self.positions)
+        return sweep + costs.replacement(study, machine, batch, self.positions, **self.how)
 
     def run(self, study: Study, work: Work) -> Result:
         batch = study.task_batch(self.prompts)

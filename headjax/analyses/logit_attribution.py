@@ -198,8 +198,11 @@ class LogitAttribution(Asked):
 
     def cost(self, study: Study, machine: Machine) -> Cost:
         batch = study.task_batch(self.prompts)
-        prompts = costs.chunked(study, batch.tokens, machine.copies)
-        return costs.logit_attribution(study.config, prompts, len(_metrics(batch)), costs.itemsize(study))
+        cost, arrays = costs.NOTHING, (batch.tokens, batch.mask, batch.answers)
+        for metric in _metrics(batch):
+            more = () if metric == "logit" else (batch.distractors,)
+            cost += costs.mapped(study, machine, SWEEP, *arrays, *more)
+        return cost
 
     def run(self, study: Study, work: Work) -> Result:
         batch = study.task_batch(self.prompts)

@@ -382,10 +382,9 @@ class Patched(Asked):
         """Of direct effects, and of paths into receivers by positions and layers, of every task."""
         cost = costs.NOTHING
         for batch in self.batches(study):
-            prompts = costs.chunked(study, batch.tokens, machine.copies)
-            cost += costs.direct_effects(study.config, prompts, costs.itemsize(study))
+            cost += costs.mapped(study, machine, direct_step, *_arrays(batch))
             for positions, layers in into:
-                cost += costs.patched_paths(study, machine, batch.tokens, positions, layers)
+                cost += costs.paths(study, machine, batch, positions, layers)
         return cost
 
     def coordinate(self, task: str, part: str) -> Coordinate:

@@ -41,6 +41,7 @@ from headjax.report.parts import HeadNotes, Part
 from headjax.report.table import Page, Table
 from headjax.result import Result
 from headjax.study import Data, Study
+from headjax.traced import n_bytes_of, shape, trace
 
 TILE = 4096  # tokens at a time
 ON_CARD = 8  # tokens of a head that its card on the page shows
@@ -228,9 +229,19 @@ class SalientOperations(Analysis):
 
     def cost(self, study: Study, machine: Machine) -> Cost:
         layers = {Head.parse(label).layer for label in self.heads} or set(range(study.config.n_layers))
-        n_rows, tile = study.vocab_size, min(TILE, study.vocab_size)
-        sizes = (len(layers), study.config.n_heads, self.n_tokens, n_rows, tile)
-        return costs.salient_operations(study.config, *sizes, study.rule.first_mlp)
+        c, n_rows = study.config, study.vocab_size
+        n_tiles, T = -(-n_rows // TILE), min(TILE, n_rows)
+        tokens = shape(n_tiles, T, dtype=jnp.int32)
+        tiles = _Tiles(shape(n_tiles, T, c.d_model), tokens, shape(n_tiles, T, dtype=bool))
+        layer = shape(c.d_model, c.n_kv_heads, c.d_head), shape(c.n_heads, c.d_head, c.d_model)
+        how = {"n_tokens": min(self.n_tokens, n_rows), "n_mapped": min(self.n_mapped, n_rows)}
+        how["precision"] = study.compute.precision
+        best = trace(machine.platform, _layer_best, tiles, *layer, tiles, **how)
+        flops, n_bytes = len(layers) * best.flops, best.n_bytes + n_bytes_of((tiles, tiles, layer, layer))
+        if study.rule.first_mlp:  # of all tokens, once
+            flops += n_tiles * costs.block_mlp(c, T).flops
+            n_bytes += n_bytes_of(tiles)
+        return Cost(flops, n_bytes, frozenset({best.key}))
 
     def run(self, study: Study, work: Work) -> Result:
         found = salient_operations(

@@ -40,7 +40,7 @@ from jax import Array, lax
 from jaxtyping import Bool, Float, Int, UInt16
 
 from headjax.inputs import check_ids
-from headjax.kernels import dispatch
+from headjax.kernels import dispatch, platform
 from headjax.kernels.vocab_rank import vocab_rank
 
 DRAWS = (512, 2560, 7680, 20480, 53248)  # tokens seen after each early stage
@@ -308,7 +308,7 @@ def _count_head(
         logits = jnp.matmul(q[pairs], head_rows, precision=precision)
         return add_counts(logits, stage.target[pairs], margin[pairs], counts)
 
-    chunk = CHUNKS[jax.default_backend()]
+    chunk = CHUNKS[platform.target()]
     return _in_chunks(add, undecided, (max(chunk.rows, chunk.logits // stage.rows.shape[0]),), counts)
 
 
@@ -335,7 +335,7 @@ def _count_pooled(
         logits = _times_rows(x[slots], stage.rows, precision)
         return add_counts(logits, target[slots], slot_margin[slots], counts)
 
-    rows, n_tokens = CHUNKS[jax.default_backend()].rows, stage.rows.shape[0]
+    rows, n_tokens = CHUNKS[platform.target()].rows, stage.rows.shape[0]
     sizes = tuple(n * rows for n in (1, 2, 4) if n == 1 or n * rows * n_tokens <= HELD_LOGITS)
     before = jax.tree.map(lambda values: values[head, pair].ravel(), counts)
     after = _in_chunks(add, (pair < n_pairs).ravel(), sizes, before)

@@ -87,7 +87,7 @@ def run_sweep(
     """
     if isinstance(model, LayeredModel):
         return _layer_by_layer(sweep, model, arrays, shared, batch_size, track, label)
-    return map_prompts(_program(sweep), (model, shared), arrays, batch_size, track, label, remember)
+    return map_prompts(whole_sweep(sweep), (model, shared), arrays, batch_size, track, label, remember)
 
 
 def run_layer(block: Block, x: Residual, positions: Int[Array, "B S"], valid: Bool[Array, "B S"]) -> LayerRun:
@@ -98,7 +98,7 @@ def run_layer(block: Block, x: Residual, positions: Int[Array, "B S"], valid: Bo
 
 
 @lru_cache(maxsize=32)
-def _program(sweep: Sweep) -> Callable[..., Any]:
+def whole_sweep(sweep: Sweep) -> Callable[..., Any]:
     """The compiled sweep over a model in memory: ((model, shared), *arrays) -> result."""
 
     def run(model_and_shared: tuple[Transformer, Any], tokens: Array, mask: Array, *rows: Array) -> Any:

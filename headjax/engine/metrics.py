@@ -20,7 +20,7 @@ from jaxtyping import Float, Int
 from headjax.config import ModelConfig
 from headjax.engine.hits import is_fused
 from headjax.engine.mesh import MODEL_AXIS, WHOLE, vocabulary_parts
-from headjax.kernels import dispatch
+from headjax.kernels import dispatch, platform
 from headjax.kernels.vocab_rank import vocab_rank
 from headjax.model import Transformer, capped
 
@@ -132,7 +132,7 @@ def _walk_vocabulary(
     elsewhere has a 0.
     """
     n_tokens = unembed.shape[0]
-    limit = TILE_LOGITS[jax.default_backend()]
+    limit = TILE_LOGITS[platform.target()]
     tile = min(n_tokens, max(MIN_TILE, limit // len(x)))
     tokens = tokens - part[0] * n_tokens
 

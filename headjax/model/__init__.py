@@ -5,6 +5,7 @@ from headjax.model.norm import Norm
 from headjax.model.transformer import (
     Output,
     Transformer,
+    abstract_block,
     abstract_model,
     build_model,
     capped,
@@ -26,6 +27,7 @@ __all__ = [
     "Norm",
     "Output",
     "Transformer",
+    "abstract_block",
     "abstract_model",
     "build_model",
     "capped",

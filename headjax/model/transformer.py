@@ -243,9 +243,16 @@ def capped(config: ModelConfig, logits: Float[Array, "*shape"]) -> Float[Array, 
     return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
-def abstract_model(config: ModelConfig) -> Transformer:
-    """The model with shapes in place of arrays; costs no memory."""
-    return nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0)))
+@cache
+def abstract_model(config: ModelConfig, dtype: DTypeLike = jnp.float32) -> Transformer:
+    """The model with shapes in place of arrays; costs no memory. `fill` gives it arrays."""
+    return nnx.eval_shape(lambda: Transformer(config, rngs=nnx.Rngs(0), dtype=dtype))
+
+
+@cache
+def abstract_block(config: ModelConfig) -> Block:
+    """The same of a block alone."""
+    return nnx.eval_shape(lambda: Block(config, nnx.initializers.zeros, (), nnx.Rngs(0)))
 
 
 @cache
@@ -267,14 +274,13 @@ def build_model(config: ModelConfig, parameters: Mapping[str, Array]) -> Transfo
 
 def one_block(config: ModelConfig, parameters: Mapping[str, Array], layer: int) -> Block:
     """A block alone, from ``blocks.*`` of one layer, without the L axis."""
-    block = nnx.eval_shape(lambda: Block(config, nnx.initializers.zeros, (), nnx.Rngs(0)))
-    return fill(block, parameters, "blocks.", layer)
+    return fill(abstract_block(config), parameters, "blocks.", layer)
 
 
 def first_mlp(config: ModelConfig, parameters: Mapping[str, Array]) -> Block:
     """The first block with its MLP and the MLP's norms alone, for `Block.mlp_write`: from `first_mlp_names`
     of layer 0."""
-    block = nnx.eval_shape(lambda: Block(config, nnx.initializers.zeros, (), nnx.Rngs(0)))
+    block = nnx.clone(abstract_block(config))
     for name in ("attn", "ln1", "ln1_post"):
         if hasattr(block, name):
             delattr(block, name)
