@@ -1,7 +1,7 @@
 """Benchmarks by name: ``python -m experiments.bench static``. Each checks its numbers before it times.
 
     python -m experiments.bench NAME
-    python -m experiments.bench real --model DIRECTORY
+    python -m experiments.bench real --model DIRECTORY     # peers, too, takes a model
     python -m experiments.bench all [--model DIRECTORY]
 
 Every one prints device, threads and what ran, medians, the floor and its distance from it, and last the
@@ -32,24 +32,23 @@ BENCHMARKS = {
     "stream": ("stream", "bench_stream", {}),
     "wavefront": ("wavefront", "bench_wavefront", {}),
     "real": ("real", "bench_real", {}),
+    "peers": ("peers", "bench_peers", {}),
 }
+OF_A_MODEL = ("real", "peers")
 VERSIONS = ("jax", "flax", "torch", "transformers")
 
 
 def bench_all(model: str | None) -> int:
-    """Runs every benchmark (that of a real model where there is one); 1 if any failed."""
+    """Runs every benchmark (those of a real model where there is one); 1 if any failed."""
     lines, failed = [("benchmark", "ratio", "seconds")], False
     for name in BENCHMARKS:
-        if name == "real" and model is None:
+        if name in OF_A_MODEL and model is None:
             continue
         command = [sys.executable, "-m", "experiments.bench", name]
+        command += ["--model", model] if name in OF_A_MODEL else []
         started = datetime.datetime.now()
         print(f"=== {name}", flush=True)
-        with subprocess.Popen(
-            command + (["--model", model] if name == "real" and model else []),
-            stdout=subprocess.PIPE,
-            text=True,
-        ) as process:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             last = ""
             for last in process.stdout or ():
                 print(last, end="", flush=True)
@@ -78,12 +77,16 @@ def main(arguments: list[str]) -> int:
             parser.error(str(error))
     if asked.name == "all":
         return bench_all(asked.model)
-    if (asked.model is None) == (asked.name == "real"):
-        parser.error("--model goes with real and all" if asked.model else "real needs --model")
+    if (asked.model is None) == (asked.name in OF_A_MODEL):
+        rule = f"--model goes with {', '.join(OF_A_MODEL)} and all"
+        parser.error(rule if asked.model else f"{asked.name} needs --model")
     module, function, options = BENCHMARKS[asked.name]
     if asked.model is not None:
         options = {"model": asked.model}
-    getattr(importlib.import_module(f"experiments.benchmarks.{module}"), function)(**options)
+    try:
+        getattr(importlib.import_module(f"experiments.benchmarks.{module}"), function)(**options)
+    except InputError as error:
+        parser.error(str(error))
     return 0
 
 

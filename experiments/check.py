@@ -13,13 +13,12 @@ from experiments.compare import check_comparison, check_comparison_size
 from experiments.config import RunConfig
 from headjax import zoo
 from headjax.analyses.base import FORWARD, check_analyses, check_report
-from headjax.circuits.published import check_fits
 from headjax.errors import InputError
 from headjax.grid import COORDINATES, GridSet
 from headjax.io import atomic_write, check_file_names
-from headjax.report.drawing import read_marks
+from headjax.report.drawing import check_marks
 from headjax.report.table import check_forms
-from headjax.study import Study
+from headjax.study import Study, study_of
 
 WRITTEN = (".csv", ".json", ".md", ".npz", ".pdf", ".png", ".svg", ".tex", ".parquet")
 
@@ -28,6 +27,19 @@ def display_names(config: RunConfig) -> dict[str, str]:
     """Each of the run's models -> what figures call it. Raises InputError where one is named twice."""
     places = [zoo.resolve(name, config.checkpoint_dir, config.seed) for name in config.models]
     return dict(zip(config.models, zoo.display_names(places), strict=True))
+
+
+def study_at(source: zoo.Source, name: str, config: RunConfig) -> Study:
+    """One of the run's models, whose files are here, as the run asks it."""
+    return study_of(
+        source,
+        config.data,
+        config.compute,
+        seed=config.seed,
+        checkpoint_dir=config.checkpoint_dir,
+        ignore_fields=config.ignore_fields,
+        display_name=display_names(config)[name],
+    )
 
 
 def reads_models(study: Study, config: RunConfig) -> bool:
@@ -48,9 +60,8 @@ def check_study(study: Study, config: RunConfig) -> set[str]:
         (grid for own in coordinates.values() for grid in own), key=lambda grid: order.index(grid.relation)
     )
     check_report(config.report, config.analyses.values(), study.data, grids)
-    for entry in config.report.circuits:
-        check_fits(read_marks(entry)[1], study.config.n_layers, study.config.n_heads)
     size = (study.config.n_layers, study.config.n_heads)
+    check_marks(config.report, [size])
     check_comparison_size(config.compare, study.display_name, size)
     return scored
 

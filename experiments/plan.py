@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from experiments.benchmarks.measure import host_rate
-from experiments.check import check_study, display_names, reads_models
+from experiments.check import check_study, reads_models, study_at
 from experiments.config import RunConfig
 from experiments.unseen import find_published, write_published
 from headjax import costs, zoo
@@ -32,7 +32,7 @@ from headjax.io import read_json
 from headjax.model import first_mlp_names, parameter_shapes
 from headjax.parameters.converted import is_converted, stored_dtypes
 from headjax.parameters.layered import streamed_parameters
-from headjax.study import Compute, Study, study_of
+from headjax.study import Compute, Study
 
 GIB = 2**30
 # Measured on 2 x86-64 cores with the trained GPT-2 and SmolLM2-135M: seconds to trace and compile a program,
@@ -106,15 +106,7 @@ def find_study(name: str, config: RunConfig, scratch: Path) -> tuple[Study, dict
             return None
         directory = scratch / "model"
         write_published(fields, config.data, directory)
-    study = study_of(
-        zoo.Source(directory, str(place), None),
-        config.data,
-        config.compute,
-        seed=config.seed,
-        checkpoint_dir=config.checkpoint_dir,
-        ignore_fields=config.ignore_fields,
-        display_name=display_names(config)[name],
-    )
+    study = study_at(zoo.Source(directory, str(place), None), name, config)
     if is_converted(directory):
         return study, {name: dtype.itemsize for name, dtype in stored_dtypes(directory).items()}
     fields = read_json(directory / "config.json")

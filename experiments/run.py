@@ -29,8 +29,8 @@ from experiments.check import (
     check_study,
     check_together,
     check_unique,
-    display_names,
     reads_models,
+    study_at,
 )
 from experiments.compare import Comparison, compare, comparison_table
 from experiments.config import (
@@ -61,7 +61,7 @@ from headjax.report.prompt_tables import describe_bos, dropped_pairs
 from headjax.report.run_report import report_tables
 from headjax.report.table import Table
 from headjax.result import Result
-from headjax.study import Study, study_of
+from headjax.study import Study
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string(
@@ -161,15 +161,7 @@ def run_alone(config: RunConfig, stages: Stages) -> list[Path]:
 def open_model(name: str, config: RunConfig) -> Study:
     """A model as the run asks it."""
     place = one_by_one(partial(zoo.resolve, name, config.checkpoint_dir, config.seed))
-    return study_of(
-        zoo.find_source(place),
-        config.data,
-        config.compute,
-        seed=config.seed,
-        checkpoint_dir=config.checkpoint_dir,
-        ignore_fields=config.ignore_fields,
-        display_name=display_names(config)[name],
-    )
+    return study_at(zoo.find_source(place), name, config)
 
 
 def describe(config: RunConfig, studies: Sequence[Study], stages: Stages) -> dict:

@@ -68,6 +68,7 @@ MODULES = {
     **dict.fromkeys(("gemma2", "gemma3_text"), _AROUND),
     **dict.fromkeys(("olmo2", "olmo3"), _AROUND._replace(before_mlp=None)),
 }
+NEAR = 1e-5  # logits of one head that tie within rounding, relative to its largest
 
 
 class Run(NamedTuple):
@@ -233,6 +234,25 @@ class TorchModel:
         else:
             values = made.unflatten(-1, (n_kv_heads, -1))
         return values.repeat_interleave(H // values.shape[-2], dim=-2)
+
+
+def ranked(logits: torch.Tensor, targets: torch.Tensor, k: int) -> torch.Tensor:
+    """Hits [2 N], plain and suppression, as published: by sorting out the first k and the last k."""
+    best = [logits.topk(k, dim=1, largest=largest).indices for largest in (True, False)]
+    return torch.stack([(one == targets[:, None]).any(dim=1) for one in best])
+
+
+def hit_bounds(logits: torch.Tensor, targets: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which targets [N] are among the first k of their logits [N V]: surely, and if rounding helps."""
+    own, near = logits.gather(1, targets[:, None]), NEAR * logits.abs().max()
+    surely = (logits > own - near).sum(1) - 1 < k  # itself is among them
+    return surely, (logits > own + near).sum(1) < k
+
+
+def ties(logits: torch.Tensor, targets: torch.Tensor, k: int) -> torch.Tensor:
+    """Which hits [2 N], plain and suppression, are decided by less than rounding."""
+    bounds = (hit_bounds(sign * logits, targets, k) for sign in (1, -1))
+    return torch.stack([surely != maybe for surely, maybe in bounds])
 
 
 def hugging_face_files(study: Study) -> Path:

@@ -10,15 +10,14 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 import torch
-from jaxtyping import Float
 
-from experiments.torch_model import TorchModel, hugging_face_files, scaled
+from experiments.torch_model import TorchModel, hit_bounds, hugging_face_files, scaled
 from headjax.analyses.gradient_attribution import gradient_attribution
 from headjax.analyses.head_ablation import head_ablation
 from headjax.analyses.logit_attribution import logit_attribution
 from headjax.analyses.relation_scores import relation_scores, relation_weights
 from headjax.axes import Head
-from headjax.data.prompts import PromptBatch, TokenPairs
+from headjax.data.prompts import PromptBatch
 from headjax.errors import InputError
 from headjax.report.table import aligned
 from headjax.study import Study
@@ -118,19 +117,11 @@ def _relation_scores(study: Study, theirs: TorchModel, heads: list[Head]) -> Com
             values = (x if head.layer == 0 else later) @ theirs.W_V(head)
             logits = theirs.written(head, values).double() @ unembed.T
             hits = round(float(shares.plain[r][head]) * len(one.sources))
-            least, most = _hits(logits, one, rule.k(one.relation.id))
+            bounds = hit_bounds(logits, torch.tensor(np.asarray(one.targets)).long(), rule.k(one.relation.id))
+            least, most = (int(bound.sum()) for bound in bounds)
             beyond += max(0, least - hits, hits - most)
     n_pairs = sum(len(one.sources) for one in pairs)
     return Comparison("hits of relation scores", n_pairs * len(heads), beyond, 0)
-
-
-def _hits(logits: Float[torch.Tensor, "N V"], pairs: TokenPairs, k: int) -> tuple[int, int]:
-    """How many targets are among the first k, at least and at most, as logits may be off by rounding."""
-    own = logits.gather(1, torch.tensor(np.asarray(pairs.targets)).long()[:, None])
-    near = 1e-5 * logits.abs().max()
-    least = (logits > own - near).sum(1) - 1 < k  # itself is among them
-    most = (logits > own + near).sum(1) < k
-    return int(least.sum()), int(most.sum())
 
 
 def _effects(study: Study, theirs: TorchModel, prompts: PromptBatch, heads: list[Head]) -> list[Comparison]:

@@ -58,5 +58,11 @@ class Head(NamedTuple):
         return cls(layer, head)
 
 
+def by_score(scores: Float[np.ndarray, "L H"], k: int | None = None) -> list[Head]:
+    """The k heads (None: all) with the highest scores, best first; ties by layer, then head; NaN last."""
+    order = np.argsort(-scores, axis=None, kind="stable")[:k]
+    return [Head(*divmod(int(i), scores.shape[1])) for i in order]
+
+
 def _no_head(label: object) -> InputError:
     return InputError(f"a head is written L9H6, 9.6 or (9, 6); got {shown(label)}")

@@ -11,18 +11,17 @@ import os
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from jax import Array
 from jaxtyping import Bool, Float
 
-from headjax.axes import Head
+from headjax.axes import Head, by_score
 from headjax.errors import InputError, shown
-from headjax.io import atomic_write
+from headjax.inputs import check_count
+from headjax.io import atomic_write, import_extra
 from headjax.measures import SUPPRESSION, Measure, about
 
 CSV_COLUMNS = (
@@ -142,11 +141,7 @@ class HeadGrid:
 
     def top(self, k: Any = 5) -> list[tuple[Head, float]]:
         """The k heads with the highest scores, best first; ties by layer, then head; NaN last."""
-        if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-            raise InputError(f"k must be a whole number of at least 1; got {shown(k)}")
-        best = np.argsort(-self.scores, axis=None, kind="stable")[:k]
-        heads = [Head(*divmod(int(i), self.scores.shape[1])) for i in best]
-        return [(head, float(self.scores[head])) for head in heads]
+        return [(head, float(self.scores[head])) for head in by_score(self.scores, check_count("k", k))]
 
 
 @dataclass(frozen=True, eq=False)
@@ -201,13 +196,13 @@ class GridSet:
 
     def to_dataframe(self) -> Any:
         """A row for each grid, layer and head, in the columns of scores.csv, as a pandas DataFrame."""
-        pandas = _import("pandas")
+        pandas = import_extra("pandas")
         return pandas.DataFrame(list(_rows(self)), columns=list(CSV_COLUMNS))
 
     def to_xarray(self) -> Any:
         """The scores [grid, layer, head] as an xarray DataArray, coordinates along the first axis; the grids
         must be of one size."""
-        xarray = _import("xarray")
+        xarray = import_extra("xarray")
         if len({grid.scores.shape for grid in self}) > 1:
             raise InputError(
                 f"grids of one array are of one size; here are {', '.join(self.values('model'))}"
@@ -265,16 +260,6 @@ def _rows(grids: GridSet) -> Iterator[tuple]:
         more += (grid.measure, grid.part, grid.sign)
         for at, score in np.ndenumerate(grid.scores):
             yield *before, *at, score, *after, None if grid.stderr is None else grid.stderr[at], *more
-
-
-def _import(name: str) -> ModuleType:
-    """A package that is needed for this alone."""
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise InputError(
-            f"this needs the package {name}; it is not installed (pip install {name})"
-        ) from error
 
 
 # scores.npz. A row is a grid. For each kind:

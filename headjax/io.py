@@ -9,8 +9,10 @@ import secrets
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib import import_module
 from io import StringIO
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any
 
 from filelock import FileLock, Timeout
@@ -20,6 +22,15 @@ from headjax.errors import InputError, shown
 # No file of ours or of a checkpoint comes near it, a tokenizer.json of 256,000 tokens has 35 MB.
 MAX_JSON_BYTES = 200_000_000
 MAX_NAME_BYTES = 200  # of a file's name, which with its endings must not pass the 255 of file systems
+
+
+def import_extra(name: str, rule: str = "") -> ModuleType:
+    """A package that few need. Raises InputError, with a rule or how to install it, where it is not there."""
+    try:
+        return import_module(name)
+    except ImportError as error:
+        usual = f"this needs the package {name}; it is not installed (pip install {name})"
+        raise InputError(rule or usual) from error
 
 
 def read_json(path: str | Path, max_bytes: int = MAX_JSON_BYTES) -> dict[str, Any]:

@@ -49,32 +49,22 @@ _PATHS = Measure(
     helps=-1,
 )
 
+_RELATION_SCORE = Measure(unit="share of pairs", is_fraction=True, is_share=True, is_relation_score=True)
+
 MEASURES = {
-    "static": Measure(
+    "static": _RELATION_SCORE._replace(
         called="Relation score",
         turned="Suppression score",
-        unit="share of pairs",
         title="{relation} {turned} heads",
         bar="{relation} {turned} score",
-        is_fraction=True,
-        is_share=True,
-        is_relation_score=True,
     ),
-    "dynamic": Measure(
+    "dynamic": _RELATION_SCORE._replace(
         called="Dynamic score {part}",
         turned="Dynamic suppression score {part}",
         parts={"no_context": "without context", "context": "with context"},
-        unit="share of pairs",
-        is_fraction=True,
-        is_share=True,
-        is_relation_score=True,
     ),
     "copy_score": Measure(
-        called="Copy score",
-        turned="Negated copy score",
-        unit="share of names",
-        is_fraction=True,
-        is_share=True,
+        "Copy score", "Negated copy score", unit="share of names", is_fraction=True, is_share=True
     ),
     "attention": Measure(
         called="Attention to {part}",

@@ -1,12 +1,14 @@
-"""The benchmark that takes a model finds what torch finds on a trained one, and ends where it does not."""
+"""Benchmarks that take a model find what torch finds on a trained one, and end where they do not."""
 
 import numpy as np
 import pytest
 
+from experiments import bench
+from experiments.benchmarks import peers
 from tests.helpers.torch_or_skip import torch
 from tests.helpers.trained_prompts import MODEL
 
-real = pytest.importorskip("experiments.benchmarks.real") if torch else None
+real = pytest.importorskip("experiments.benchmarks.real", reason="needs torch, whose models are the oracle")
 
 
 @pytest.fixture
@@ -40,3 +42,52 @@ def test_a_wrong_number_ends_it(small, monkeypatch):
     monkeypatch.setattr(real, "look_at_layers", lambda _: [])
     with pytest.raises(AssertionError, match="head ablation, last position, L0H0: differs by"):
         real.bench_real(MODEL)
+
+
+def test_peers_that_are_not_installed_are_left_out_in_a_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(peers, "find_spec", lambda _: None)
+    assert bench.main(["peers", "--model", MODEL]) == 0
+    assert capsys.readouterr().out == "left out, because not installed: transformer_lens and nnsight\n"
+
+
+def plain_torch(directory, tokens, answers, layer, _):
+    """A peer: transformers alone."""
+    (theirs, _), ids = peers.in_torch(directory), torch.tensor(np.asarray(tokens)).long()
+
+    def run(head):
+        def zero(_, inputs):
+            z = inputs[0].unflatten(-1, (theirs.config.num_attention_heads, -1)).clone()
+            z[:, -1, [] if head is None else head] = 0
+            return (z.flatten(-2),)
+
+        handle = theirs.model.layers[layer].self_attn.o_proj.register_forward_pre_hook(zero)
+        found = peers.logprobs(theirs(ids).logits[:, -1], answers)
+        handle.remove()
+        return found
+
+    return run
+
+
+def test_peers_are_compared_then_timed(monkeypatch, capsys):
+    monkeypatch.setattr(peers, "PEERS", {"transformers": plain_torch, "absent_module": None})
+    ratio = peers.bench_peers(MODEL)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "left out, because not installed: absent_module"
+    assert lines[1].startswith("transformers: effects of layer 1 are at most")
+    assert lines[2].startswith("12 heads, ")
+    assert lines[-1] == f"ratio {ratio:.1f}x"
+    monkeypatch.setattr(peers, "TOLERANCE", 0.0)
+    with pytest.raises(AssertionError, match=r"transformers: effects are .* apart; allowed"):
+        peers.bench_peers(MODEL)
+
+
+@pytest.mark.parametrize("name", bench.OF_A_MODEL)
+def test_a_benchmark_of_a_model_needs_one_and_no_other_takes_one(name: str, capsys):
+    for arguments, message in (
+        ([name], f"{name} needs --model"),
+        (["static", "--model", MODEL], "and all"),
+    ):
+        with pytest.raises(SystemExit) as ended:
+            bench.main(arguments)
+        assert ended.value.code == 2
+        assert capsys.readouterr().err.rstrip().endswith(message)

@@ -76,7 +76,7 @@ def test_wrong_questions_to_grids_are_refused():
     with pytest.raises(InputError, match=r"grids have the fields scores, model, .*; got 'relations'"):
         hand_made().select(relations="capitals")
     for k in (0, -1, True, 1.5, "a"):
-        with pytest.raises(InputError, match="k must be a whole number of at least 1; got"):
+        with pytest.raises(InputError, match="'k' must be a whole number of at least 1; got"):
             next(iter(hand_made())).top(k)
 
 
@@ -143,7 +143,7 @@ def test_npz_is_an_array_per_kind_with_a_coordinate_per_row(mixed, tmp_path):
 def test_grids_become_one_labelled_array(mixed, monkeypatch):
     """As xarray takes it, which need not be installed."""
     made = SimpleNamespace(DataArray=lambda *arguments, **named: (*arguments, named))
-    monkeypatch.setattr("headjax.grid._import", lambda name: {"xarray": made}[name])
+    monkeypatch.setattr("headjax.grid.import_extra", lambda name: {"xarray": made}[name])
     own = mixed.select(model="Tiny")
     scores, named = own.to_xarray()
     np.testing.assert_array_equal(scores, np.stack([one.scores for one in own]))

@@ -88,7 +88,7 @@ def test_parquet_without_its_packages_is_one_clear_error(monkeypatch):
     def missing(name: str):
         raise ImportError(name)
 
-    monkeypatch.setattr("headjax.report.table.import_module", missing)
+    monkeypatch.setattr("headjax.io.import_module", missing)
     with pytest.raises(
         InputError, match=r"need pandas and pyarrow \(pip install 'headjax\[tables\]'\); .* pandas"
     ):

@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.config import RunConfig
 from headjax import costs
-from headjax.analyses.base import Asked, effect_grids
+from headjax.analyses.base import Asked, effect_grids, sweep_options
 from headjax.analyses.registry import register
 from headjax.engine.layer_sweep import Sweep, run_sweep
 from headjax.grid import Coordinate, GridSet
@@ -41,9 +41,6 @@ class HeadNorm(Asked):
     reads_tables: ClassVar = {"largest_norms": LargestNorm}
     power: float = option(1.0, least=0)
 
-    def reads(self, data):
-        return super().reads(data) | {"compute.stream"}
-
     def check(self, study, before):
         return {Coordinate("head_norm", task) for task in self.tasks(study)}
 
@@ -53,7 +50,7 @@ class HeadNorm(Asked):
 
     def run(self, study, work):
         batch = study.task_batch(self.prompts)
-        how = dict(batch_size=study.compute.batch_size, track=work.track, remember=work.remember)
+        how = sweep_options(study, work)
         norms = run_sweep(NORMS, study.sweep_model(), (batch.tokens, batch.mask), label="head norms", **how)
         norms = norms**self.power
         grids = effect_grids(study, batch, "head_norm", norms, "", np.zeros(len(norms)))

@@ -17,8 +17,8 @@ import torch
 import transformers
 from jaxtyping import Float
 
-from experiments.benchmarks.measure import matmul_rate, seconds, usable_cores
-from experiments.benchmarks.torch_gpt2 import SHAPES, gpt2_twins
+from experiments.benchmarks.measure import seconds
+from experiments.benchmarks.torch_gpt2 import SHAPES, gpt2_twins, smallest_ratio
 from headjax.analyses.head_ablation import head_ablation, single_gains
 from headjax.axes import Head
 from headjax.config import ModelConfig
@@ -196,11 +196,4 @@ def compare(name: str, rate: float) -> float:
 
 def bench_ablation() -> float:
     """Prints the comparison for every shape; the smallest ratio to torch is the benchmark's."""
-    torch.set_num_threads(usable_cores())
-    device = jax.devices()[0]
-    print(f"device: {device.platform}, {device.device_kind}; torch threads: {torch.get_num_threads()}")
-    rate = matmul_rate()
-    print(f"float32 product of 4096 x 4096: {rate / 1e9:.0f} GFLOP/s")
-    ratio = min(compare(name, rate) for name in SHAPES)
-    print(f"ratio {ratio:.1f}x")
-    return ratio
+    return smallest_ratio(compare)

@@ -8,12 +8,13 @@ transformer_lens.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 import headjax
+from experiments.benchmarks.peers import in_lens, lens_hook
 from experiments.trained import MODELS
 from headjax.analyses import HeadAblation, LogitAttribution
 from headjax.errors import InputError, run_main
@@ -58,17 +59,8 @@ def bias_parts(study: headjax.Study) -> tuple[np.ndarray, Float[np.ndarray, "L H
 
 def their_numbers(study: headjax.Study, folded: bool) -> Numbers:
     import torch
-    import transformers
-    from transformer_lens.model_bridge import TransformerBridge
 
-    directory = str(MODELS["trained"])
-    how = {"dtype": torch.float32, "attn_implementation": "eager"}
-    model = TransformerBridge.boot_transformers(
-        directory,
-        hf_model=transformers.AutoModelForCausalLM.from_pretrained(directory, **how),
-        tokenizer=transformers.AutoTokenizer.from_pretrained(directory),
-        device="cpu",
-    )
+    model = in_lens(str(MODELS["trained"]))
     if folded:
         model.enable_compatibility_mode(disable_warnings=True)
     batch, (L, H) = study.task_batch((PROMPT,)), (study.config.n_layers, study.config.n_heads)
@@ -77,20 +69,12 @@ def their_numbers(study: headjax.Study, folded: bool) -> Numbers:
     def logprob(hooks: list) -> float:
         return float(model.run_with_hooks(tokens, fwd_hooks=hooks)[0, -1].log_softmax(-1)[answer])
 
-    def without(layer: int, head: int) -> float:
-        def zero(z: Any, hook: Any) -> Any:
-            z = z.clone()
-            z[:, -1, head] = 0
-            return z
-
-        return logprob([(f"blocks.{layer}.attn.hook_z", zero)])
-
     with torch.no_grad():
         logits, cache = model.run_with_cache(tokens)
         asked = {"tokens": answer, "incorrect_tokens": int(batch.distractors[0]), "pos_slice": -1}
         parts = cache.logit_attrs(cache.stack_head_results(layer=-1, pos_slice=-1), **asked)
         clean = logprob([])
-        ablation = [[clean - without(layer, head) for head in range(H)] for layer in range(L)]
+        ablation = [[clean - logprob([lens_hook(layer, head)]) for head in range(H)] for layer in range(L)]
         stacked = [
             torch.stack([cache[f"blocks.{layer}.attn.{hook}"] for layer in range(L)]).numpy()
             for hook in ("hook_z", "hook_pattern")

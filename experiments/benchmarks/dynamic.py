@@ -7,15 +7,15 @@ their top k and their bottom k. Prompts are batched there too, and the language 
 
 import statistics
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
 from transformers.models.gpt2 import modeling_gpt2
 
-from experiments.benchmarks.measure import matmul_rate, seconds, usable_cores
-from experiments.benchmarks.torch_gpt2 import SHAPES, gpt2_twins
+from experiments.benchmarks.measure import seconds
+from experiments.benchmarks.torch_gpt2 import SHAPES, gpt2_twins, smallest_ratio
+from experiments.torch_model import ranked
 from headjax.analyses.dynamic_scores import SCORES, dynamic_scores
 from headjax.config import ModelConfig
 from headjax.data.prompts import Prompt, PromptBatch
@@ -100,10 +100,8 @@ def usual_way(theirs: transformers.GPT2LMHeadModel, prompts: PromptBatch) -> dic
             W_O = block.attn.c_proj.weight.unflatten(0, (config.n_head, -1))
             for head in range(config.n_head):
                 logits = z[layer][:, head] @ W_O[head] @ unembed.T
-                for suppression in (False, True):
-                    best = logits.topk(TOP_K, dim=1, largest=not suppression).indices
-                    is_hit = (best == targets[:, None]).any(dim=1)
-                    hits[2 * context + suppression, :, layer, head] = is_hit.numpy()
+                own = hits[2 * context : 2 * context + 2]
+                own[:, :, layer, head] = ranked(logits, targets, TOP_K)
     by_template = hits.reshape(len(SCORES), len(LENGTHS), -1, *hits.shape[2:])
     return dict(zip(SCORES, by_template.mean(axis=2, dtype=np.float32), strict=True))
 
@@ -147,11 +145,4 @@ def compare(name: str, n_pairs: int, rate: float) -> float:
 
 def bench_dynamic() -> float:
     """Prints the comparison for every shape; the smallest ratio is the benchmark's."""
-    torch.set_num_threads(usable_cores())
-    device = jax.devices()[0]
-    print(f"device: {device.platform}, {device.device_kind}; torch threads: {torch.get_num_threads()}")
-    rate = matmul_rate()
-    print(f"float32 product of 4096 x 4096: {rate / 1e9:.0f} GFLOP/s")
-    ratio = min(compare(name, n_pairs, rate) for name, n_pairs in N_PAIRS.items())
-    print(f"ratio {ratio:.1f}x")
-    return ratio
+    return smallest_ratio(lambda name, rate: compare(name, N_PAIRS[name], rate))

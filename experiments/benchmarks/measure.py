@@ -1,9 +1,13 @@
 """What every benchmark measures the same way."""
 
+import json
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +33,15 @@ def host_rate(n: int = 1024) -> float:
     """FLOP/s of a float32 product of numpy's on this machine's CPU; touches no other device."""
     x = np.ones((n, n), np.float32)
     return 2 * n**3 / min(seconds(lambda: x @ x) for _ in range(5))
+
+
+def measured_in_child(module: str, *arguments: object) -> dict[str, Any]:
+    """What a module that is run in a fresh process measures: the JSON in the last line that it prints."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    child = subprocess.run(command, capture_output=True, text=True)
+    if child.returncode:
+        raise RuntimeError(child.stderr)
+    return json.loads(child.stdout.splitlines()[-1])
 
 
 def usable_cores() -> int:

@@ -23,7 +23,7 @@ import torch
 import headjax
 from experiments.benchmarks.measure import matmul_rate, seconds, usable_cores
 from experiments.benchmarks.static import Inside, look_inside
-from experiments.torch_model import Edit, TorchModel, hugging_face_files, scaled
+from experiments.torch_model import Edit, TorchModel, hugging_face_files, ranked, scaled, ties
 from headjax.analyses.base import rows_by_relation
 from headjax.analyses.dynamic_scores import SCORES, DynamicShares, dynamic_scores
 from headjax.analyses.gradient_attribution import gradient_attribution
@@ -46,7 +46,6 @@ N_PAIRS = 12  # of dynamic scores, of each relation
 CURVE = 12  # heads that a curve removes
 REPEATS = 3
 ALLOWED = 2e-4  # of the largest number: float32 through tens of layers, in two orders of summation
-NEAR = 1e-5  # logits of one head that tie within rounding, relative to its largest
 
 
 class Race(NamedTuple):
@@ -100,20 +99,6 @@ def relative(ours: Any, theirs: Any, least: float = 0.0) -> tuple[float, float]:
     """The largest difference of numbers, relative to the largest of them, or to `least`."""
     ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
     return float(np.abs(ours - theirs).max() / max(least, np.abs(theirs).max())), ALLOWED
-
-
-def ranked(logits: torch.Tensor, targets: torch.Tensor, k: int) -> torch.Tensor:
-    """Hits [2 N], plain and suppression, as published: by sorting out the first k and the last k."""
-    best = [logits.topk(k, dim=1, largest=largest).indices for largest in (True, False)]
-    return torch.stack([(one == targets[:, None]).any(dim=1) for one in best])
-
-
-def ties(logits: torch.Tensor, targets: torch.Tensor, k: int) -> torch.Tensor:
-    """Which [2 N] of these are decided by less than rounding."""
-    own = logits.gather(1, targets[:, None])
-    above, near = logits - own, NEAR * logits.abs().max()
-    above.scatter_(1, targets[:, None], float("nan"))
-    return torch.stack([((s * above > near).sum(1) < k) & ((s * above > -near).sum(1) >= k) for s in (1, -1)])
 
 
 # --- relation scores --------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from experiments.benchmarks.measure import matmul_rate, seconds, usable_cores
+from experiments.torch_model import ranked, ties
 from headjax.analyses.relation_scores import HitShares, Weights, head_queries, relation_scores
 from headjax.data.hit_rule import HitRule
 from headjax.data.prompts import TokenPairs
@@ -70,10 +71,7 @@ def as_published(problem: Problem, layer: int, heads: int = H) -> Hits:
     for head in range(heads):
         for r, k in enumerate(problem.top_k.tolist()):
             logits = W_E[problem.sources[r]] @ (W_V[:, head] @ W_O[head]) @ W_U
-            targets = torch.from_numpy(problem.targets[r])[:, None]
-            for suppression in (0, 1):
-                best = logits.topk(k, dim=1, largest=not suppression).indices
-                found[suppression, head, r] = (best == targets).any(dim=1)
+            found[:, head, r] = ranked(logits, torch.from_numpy(problem.targets[r]), k)
     return Hits(*found.reshape(2, heads, -1))
 
 
@@ -131,14 +129,13 @@ def look_inside(
 def ties_within_rounding(problem: Problem, layer: int, differing: np.ndarray) -> int:
     """How many of the (head, pair) [H N] hang on logits within 1e-5 of the target's, in float64."""
     sources, targets, k = problem.sources.ravel(), problem.targets.ravel(), np.repeat(problem.top_k, PAIRS)
-    ties = 0
+    found = 0
     for head, pair in np.argwhere(differing):
         x = problem.W_E[sources[pair]].astype(np.float64)
         logits = problem.W_E @ (x @ problem.W_V[layer, :, head] @ problem.W_O[layer, head])
-        above = np.delete(logits - logits[targets[pair]], targets[pair])
-        near = 1e-5 * np.abs(logits).max()
-        ties += any((s * above > near).sum() < k[pair] <= (s * above > -near).sum() for s in (1, -1))
-    return ties
+        tied = ties(torch.tensor(logits)[None], torch.tensor(targets[[pair]]).long(), int(k[pair]))
+        found += int(tied.any())
+    return found
 
 
 def bench_static(hit_share: float = 0.0) -> float:
@@ -159,23 +156,21 @@ def bench_static(hit_share: float = 0.0) -> float:
     for W_V, W_O in zip(problem.W_V, problem.W_O, strict=True):
         q = head_queries(x, jnp.moveaxis(jnp.asarray(W_V), 1, 0), H, jnp.arange(len(x)))
         inside.append(look_inside(q, jnp.asarray(W_O), stages, k, problem.sources.size))
-    published_times, own_times, ties = [], [], 0
+    published_times, own_times, n_tied = [], [], 0
     for layer in range(L):  # in turn, so that whatever else the machine does meets both
         published = []
         published_times.append(seconds(lambda: published.append(as_published(problem, layer))))  # noqa: B023
         own_times += [seconds(lambda: our_way(problem, W_E)) / L for _ in range(REPEATS)]
         differing = np.any([a != b for a, b in zip(published[0], inside[layer].hits, strict=True)], axis=0)
-        n_ties = ties_within_rounding(problem, layer, differing)
-        assert n_ties == differing.sum(), (
-            f"layer {layer}: {differing.sum() - n_ties} pairs differ and do not tie"
-        )
-        ties += n_ties
+        tied = ties_within_rounding(problem, layer, differing)
+        assert tied == differing.sum(), f"layer {layer}: {differing.sum() - tied} pairs differ and do not tie"
+        n_tied += tied
     for kind in Hits._fields:
         hits = np.stack([getattr(of_layer.hits, kind) for of_layer in inside])
         shares = hits.reshape(L, H, len(RELATIONS), PAIRS).mean(axis=3).transpose(2, 0, 1)
         np.testing.assert_allclose(getattr(ours, kind), shares, atol=1e-6)
         print(f"{kind}: {hits.sum():,} hits of {hits.size:,}, all agree")
-    print(f"{ties} judged differently because the target's logit ties within rounding")
+    print(f"{n_tied} judged differently because the target's logit ties within rounding")
 
     operations = statistics.mean(of_layer.operations for of_layer in inside)
     published_time, own_time = statistics.median(published_times), statistics.median(own_times)

@@ -9,7 +9,6 @@ read and the most memory it held; its numbers are compared with numpy's before a
 import json
 import math
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,7 +21,13 @@ import numpy as np
 
 from checkpoints_convert.engine import Source, open_source
 from checkpoints_convert.reader import Tensor
-from experiments.benchmarks.measure import bytes_read, matmul_rate, peak_resident, usable_cores
+from experiments.benchmarks.measure import (
+    bytes_read,
+    matmul_rate,
+    measured_in_child,
+    peak_resident,
+    usable_cores,
+)
 from experiments.benchmarks.synthetic import llama_config, random_numbers, write_checkpoint, write_rows
 from headjax.analyses.relation_scores import LAYER, first_mlp_names, relation_scores, relation_weights
 from headjax.data.hit_rule import published_rule
@@ -135,12 +140,7 @@ def bench_stream() -> None:
         make_checkpoint(directory, pairs)
         total = sum(file.stat().st_size for file in directory.iterdir())
         print(f"checkpoint of {total / 1e9:.1f} GB made in {time.perf_counter() - start:.0f} s", flush=True)
-        child = subprocess.run(
-            [sys.executable, "-m", "experiments.benchmarks.stream", folder], capture_output=True, text=True
-        )
-        if child.returncode:
-            raise RuntimeError(child.stderr)
-        measured = json.loads(child.stdout.splitlines()[-1])
+        measured = measured_in_child("experiments.benchmarks.stream", folder)
         source = open_source(directory)
         needed = [source.fillings[name, layer] for layer in range(LAYERS) for name in LAYER]
         needed += [

@@ -1,13 +1,16 @@
 """A random GPT-2 twice, as our model and as Hugging Face's in torch: what benchmarks compare."""
 
 import dataclasses
+from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 import transformers
 from jax import Array
 
+from experiments.benchmarks.measure import matmul_rate, usable_cores
 from headjax.config import ModelConfig
 from headjax.model import Transformer, build_model
 
@@ -33,6 +36,18 @@ GPT2_MEDIUM = dataclasses.replace(
     GPT2_SMALL, n_layers=24, n_heads=16, n_kv_heads=16, d_model=1024, d_mlp=4096
 )
 SHAPES = {"GPT-2 small": GPT2_SMALL, "GPT-2 medium": GPT2_MEDIUM}
+
+
+def smallest_ratio(compare: Callable[[str, float], float]) -> float:
+    """Of comparisons at all SHAPES, which are given the rate of a large product; printed last."""
+    torch.set_num_threads(usable_cores())
+    device = jax.devices()[0]
+    print(f"device: {device.platform}, {device.device_kind}; torch threads: {torch.get_num_threads()}")
+    rate = matmul_rate()
+    print(f"float32 product of 4096 x 4096: {rate / 1e9:.0f} GFLOP/s")
+    ratio = min(compare(name, rate) for name in SHAPES)
+    print(f"ratio {ratio:.1f}x")
+    return ratio
 
 
 def gpt2_twins(config: ModelConfig, seed: int = 0) -> tuple[Transformer, transformers.GPT2LMHeadModel]:

@@ -7,7 +7,6 @@ process without a limit, before any time is printed.
 
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,7 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from checkpoints_convert.engine import open_source
-from experiments.benchmarks.measure import bytes_read, matmul_rate, peak_resident, seconds, usable_cores
+from experiments.benchmarks.measure import (
+    bytes_read,
+    matmul_rate,
+    measured_in_child,
+    peak_resident,
+    seconds,
+    usable_cores,
+)
 from experiments.benchmarks.synthetic import llama_config, write_checkpoint
 from headjax.analyses.head_ablation import head_ablation
 from headjax.data.prompts import Prompt, PromptBatch
@@ -96,14 +102,7 @@ def bench_wavefront() -> None:
         directory.mkdir()
         write_checkpoint(directory, CONFIG)
         stored = sum(file.stat().st_size for file in directory.glob("*.safetensors"))
-        child = subprocess.run(
-            [sys.executable, "-m", "experiments.benchmarks.wavefront", str(directory), str(out)],
-            capture_output=True,
-            text=True,
-        )
-        if child.returncode:
-            raise RuntimeError(child.stderr)
-        measured = json.loads(child.stdout.splitlines()[-1])
+        measured = measured_in_child("experiments.benchmarks.wavefront", directory, out)
         with np.load(out) as file:
             ours = Metrics(*(file[name] for name in Metrics._fields))
         expected, resident_time = sweep_resident(directory)

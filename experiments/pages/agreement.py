@@ -6,6 +6,7 @@ import numpy as np
 import scipy.stats
 from jaxtyping import Float
 
+from headjax.axes import by_score
 from headjax.grid import GridSet, HeadGrid
 
 SIGNIFICANT = 0.05
@@ -83,8 +84,8 @@ def agreement_rows(grids: GridSet) -> list[Row]:
         scores = {name: np.mean([grid.scores for grid in of], axis=0) for name, of in found.items()}
         tests = {pair: spearman(*(scores[name] for name in pair)) for pair in COMPARED}
         rho, p = tests["static", "ablation"]
-        best = int(np.argmax(scores["static"]))
-        needed = np.argsort(-scores["ablation"], axis=None, kind="stable")[:N_TOP]
+        (best,) = by_score(scores["static"], 1)
+        needed = by_score(scores["ablation"], N_TOP)
         rows.append(
             Row(
                 relation,
@@ -92,7 +93,7 @@ def agreement_rows(grids: GridSet) -> list[Row]:
                 {pair: rho for pair, (rho, _) in tests.items()},
                 {pair: p for pair, (_, p) in tests.items()},
                 (AGREES if rho > 0 else CONTRADICTS) if p < SIGNIFICANT else UNCLEAR,
-                bool(best in needed and scores["static"].flat[best] > 0),
+                bool(best in needed and scores["static"][best] > 0),
             )
         )
     return rows

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from experiments.pages.agreement import COMPARED, MEASURES, N_TOP, SIGNIFICANT, VERDICTS, Row
-from headjax.axes import Head
+from headjax.axes import by_score
 from headjax.data.hit_rule import HitRule
 
 # What removing a relation's heads says of them, by what it does to other relations.
@@ -154,9 +154,8 @@ def starred(rho: float, p: float) -> str:
 
 def top_heads(scores: Float[np.ndarray, "L H"]) -> str:
     """`L2H3 0.81, ...`; those above 0 only."""
-    best = np.argsort(-scores, axis=None, kind="stable")[:N_TOP]
-    named = [(Head(*divmod(int(i), scores.shape[1])), scores.flat[i]) for i in best]
-    return ", ".join(f"{head} {score:.2f}" for head, score in named if score > 0) or "none"
+    best = [head for head in by_score(scores, N_TOP) if scores[head] > 0]
+    return ", ".join(f"{head} {scores[head]:.2f}" for head in best) or "none"
 
 
 def constant_score(targets: Sequence[str], k: int) -> float:

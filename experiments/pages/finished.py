@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from experiments.pages.agreement import Row, agreement_rows
 from experiments.record import read_record
 from headjax.errors import InputError, run_main
-from headjax.grid import GridSet, load_npz
+from headjax.grid import GridSet, HeadGrid, load_npz
 from headjax.io import atomic_write
 
 
@@ -28,6 +28,14 @@ class Finished(NamedTuple):
     grids: GridSet
     rows: list[Row]
     tables: dict[str, list[dict[str, str]]]
+
+    def static(self, relation: str, sign: str = "") -> HeadGrid:
+        """Its relation scores of a relation."""
+        return self.grids.select(measure="static", relation=relation, sign=sign).one
+
+    def copying(self, sign: str = "") -> HeadGrid:
+        """Its copy scores."""
+        return self.grids.select(measure="copy_score", sign=sign).one
 
 
 # The page's figures, drawn into a folder, and its text, which is told the folder's name.

@@ -24,8 +24,7 @@ def draw(found: Finished, folder: Path) -> list[Path]:
     """The page's figures."""
     grids, model = found.grids, found.about["models"][0]["name"]
     (summary,) = {path for path in (found.directory / "figures").glob(f"ablation_curves*{CAPITALS}.png")}
-    relations = [grids.select(measure="static", relation=r, sign="").one for r in (CAPITALS, NAMES)]
-    relations += grids.select(measure="static", relation=NAMES, sign=SUPPRESSION)
+    relations = [found.static(CAPITALS), found.static(NAMES), found.static(NAMES, SUPPRESSION)]
     looks = [
         figures.Panel(grid.scores, f"{model}: {grid.part}-token attention", "Attention")
         for part in ("previous", "induction")

@@ -95,28 +95,22 @@ def torch_section(compared: Sequence[Any]) -> list[str]:
 
 
 def relations_section(found: Finished, folder: str) -> list[str]:
-    grids, about = found.grids, found.about
-    threshold = about["config"]["report"]["threshold"]
-    categories = head_categories(grids, threshold, about["config"]["report"]["count_suppression"])
+    report = found.about["config"]["report"]
+    threshold = report["threshold"]
+    categories = head_categories(found.grids, threshold, report["count_suppression"])
     counts = category_counts(categories)
     total = sum(counts)
     each = ", ".join(f"{name.lower()} {int(mask.sum())}" for name, mask in categories.items())
     lines = []
     for name, what, grid in (
-        ("capitals", "static", grids.select(measure="static", relation=CAPITALS, sign="").one),
-        ("name copying", "static", grids.select(measure="static", relation=NAMES, sign="").one),
-        (
-            "name copying, sign turned",
-            "static",
-            grids.select(measure="static", relation=NAMES, sign=SUPPRESSION).one,
-        ),
-        ("names of indirect objects", "copy score", grids.select(measure="copy_score", sign="").one),
-        ("the same, negated", "copy score", grids.select(measure="copy_score", sign=SUPPRESSION).one),
+        ("capitals", "static", found.static(CAPITALS)),
+        ("name copying", "static", found.static(NAMES)),
+        ("name copying, sign turned", "static", found.static(NAMES, SUPPRESSION)),
+        ("names of indirect objects", "copy score", found.copying()),
+        ("the same, negated", "copy score", found.copying(SUPPRESSION)),
     ):
         lines.append([name, what, str(grid.n_pairs), shares(grid)])
-    static = grids.select(measure="static", relation=NAMES, sign="").one
-    copies = grids.select(measure="copy_score", sign="").one
-    rho, p = spearman(static.scores, copies.scores)
+    rho, p = spearman(found.static(NAMES).scores, found.copying().scores)
     return [
         "## What weights say",
         "",
@@ -177,7 +171,7 @@ def circuit_section(found: Finished, folder: str) -> list[str]:
     ]
     heads = [
         [row["head"], row["role"], f"{float(row['effect']):+.1f} +- {float(row['stderr']):.1f}"]
-        + [copy_share(found, row["head"], sign) for sign in ("", SUPPRESSION)]
+        + [f"{found.copying(sign).scores[Head.parse(row['head'])]:.2f}" for sign in ("", SUPPRESSION)]
         for row in rows
     ]
     whole = [
@@ -220,11 +214,6 @@ def circuit_section(found: Finished, folder: str) -> list[str]:
     ]
 
 
-def copy_share(found: Finished, label: str, sign: str) -> str:
-    """One head's copy score."""
-    return f"{found.grids.select(measure='copy_score', sign=sign).one.scores[Head.parse(label)]:.2f}"
-
-
 def curves_section(found: Finished, folder: str) -> list[str]:
     lines = []
     for row in found.tables["ablation_summary"]:
@@ -262,14 +251,11 @@ def salient_section(found: Finished) -> list[str]:
     """Salient tokens of the best heads of capitals and names."""
     ((_, salient),) = read_json(found.directory / "salient_operations.json").items()
     heads = {
-        grid.top(1)[0][0]: (name, grid)
-        for name, grid in (
-            ("capitals", found.grids.select(measure="static", relation=CAPITALS, sign="").one),
-            ("name copying", found.grids.select(measure="static", relation=NAMES, sign="").one),
-        )
+        found.static(relation).top(1)[0][0]: name
+        for relation, name in ((CAPITALS, "capitals"), (NAMES, "name copying"))
     }
     lines = []
-    for head, (name, _) in heads.items():
+    for head, name in heads.items():
         for one in salient[str(head)][:N_TOKENS]:
             mapped = ", ".join(map(markdown_code, one["mapped"]))
             lines.append([f"{head} ({name})", markdown_code(one["token"]), mapped])

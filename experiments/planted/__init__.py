@@ -29,6 +29,7 @@ from experiments.planted.words import (
     make_vocabulary,
     template_words,
     token_pairs,
+    tokenizer_config,
 )
 from headjax.axes import Head
 from headjax.data.relations import Relation
@@ -222,13 +223,7 @@ def write_files(
             "eos_token_id": vocabulary[BOS],
             "dtype": "float32",
         },
-        "tokenizer_config.json": {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            "bos_token": BOS,
-            "eos_token": BOS,
-            "unk_token": UNKNOWN,
-            "model_max_length": weights.MAX_POSITIONS,
-        },
+        "tokenizer_config.json": tokenizer_config(weights.MAX_POSITIONS),
         RECORD: record,
     }
     contents |= {

@@ -82,6 +82,17 @@ def make_tokenizer(vocabulary: dict[str, int]) -> Tokenizer:
     return tokenizer
 
 
+def tokenizer_config(max_positions: int) -> dict[str, object]:
+    """What goes into tokenizer_config.json beside such a tokenizer."""
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": BOS,
+        "eos_token": BOS,
+        "unk_token": UNKNOWN,
+        "model_max_length": max_positions,
+    }
+
+
 def token_pairs(relations: Sequence[Relation], vocabulary: dict[str, int]) -> list[list[tuple[int, int]]]:
     """Source and target token of every pair of every relation."""
     return [[(vocabulary[s], vocabulary[t]) for s, t in relation.pairs] for relation in relations]

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from checkpoints_convert.families import FAMILIES
 from checkpoints_convert.fields import Fields
 from checkpoints_convert.rules import Rule, axis_sizes, stored_shape
-from experiments.planted.words import BOS, UNKNOWN
+from experiments.planted.words import tokenizer_config
 from headjax.config import ModelConfig
 from headjax.model import parameter_shapes
 
@@ -78,12 +78,6 @@ def write_model(
         metadata={"format": "pt"},
     )
     tokenizer.save(str(directory / "tokenizer.json"))
-    about_tokenizer = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": BOS,
-        "eos_token": BOS,
-        "unk_token": UNKNOWN,
-        "model_max_length": config.max_positions,
-    }
+    about_tokenizer = tokenizer_config(config.max_positions)
     for name, content in (("config.json", fields), ("tokenizer_config.json", about_tokenizer)):
         (directory / name).write_text(json.dumps(content, indent=1) + "\n", "utf-8")

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from headjax import costs, figures
-from headjax.analyses.base import LOOKS, MAPS, Ablating, Coordinates
+from headjax.analyses.base import LOOKS, MAPS, Ablating, Coordinates, sweep_options
 from headjax.costs import Cost, Machine
 from headjax.data.prompts import PromptBatch
 from headjax.engine.batches import Work
@@ -54,7 +54,7 @@ class AblationCurves(Ablating):
     n_random_draws: int = option(5, least=1, most=10_000)
 
     def reads(self, data: Data) -> frozenset[str]:
-        read = super().reads(data) | {"compute.variant_batch", "compute.stream", "report.heat_maps"}
+        read = super().reads(data) | {"compute.variant_batch", "report.heat_maps"}
         return read - (MAPS - LOOKS - {"report.heat_maps"})
 
     def check(self, study: Study, before: Coordinates) -> set[Coordinate]:
@@ -95,11 +95,9 @@ class AblationCurves(Ablating):
             **self.how,
             max_heads=self.max_heads,
             n_random_draws=self.n_random_draws,
-            batch_size=study.compute.batch_size,
             variant_batch=study.compute.variant_batch,
             seed=study.seed,
-            track=work.track,
-            remember=work.remember,
+            **sweep_options(study, work),
         )
         model, seed = study.display_name, study.seed
         rows = tuple(row for one in curves for row in curve_rows(one, model, seed))

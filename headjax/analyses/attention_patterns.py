@@ -24,7 +24,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int, UInt8
 
 from headjax import costs
-from headjax.analyses.base import Asked, Coordinates, rows_by_relation
+from headjax.analyses.base import Asked, Coordinates, rows_by_relation, sweep_options
 from headjax.axes import Head, TokenMask, Tokens
 from headjax.config import ModelConfig
 from headjax.costs import Cost, Machine
@@ -256,7 +256,7 @@ class AttentionPatterns(Asked):
     n_shown: int = option(4, least=0, most=64)
 
     def reads(self, data: Data) -> frozenset[str]:
-        return super().reads(data) - {"report.heat_maps"} | {"compute.stream"}
+        return super().reads(data) - {"report.heat_maps"}
 
     def clean_sets(self, study: Study) -> Sequence[tuple[str, PromptBatch]]:
         return ()  # attention, not an effect on answers
@@ -278,7 +278,7 @@ class AttentionPatterns(Asked):
 
     def run(self, study: Study, work: Work) -> Result:
         batch = study.task_batch(self.prompts)
-        how = {"batch_size": study.compute.batch_size, "track": work.track, "remember": work.remember}
+        how = sweep_options(study, work)
         measured = {
             REPEATED: attention_patterns(study.sweep_model(), self._repeated(study), **how),
             "prompts": attention_patterns(study.sweep_model(), batch.tokens, batch.mask, **how),

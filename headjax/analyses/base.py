@@ -63,11 +63,13 @@ class Analysis(Options):
       kind: what configs and results call it, unless it is given another name.
       streams: whether it can read a model layer by layer.
       reads_tables: its tables that figures are drawn from: name -> type of the rows.
+      drawn_by: what has a figure of its own, "kind" or another field of grids.
     """
 
     kind: ClassVar[str]
     streams: ClassVar[bool] = False
     reads_tables: ClassVar[Mapping[str, type]] = {}
+    drawn_by: ClassVar[str] = "kind"
 
     # --- before any work ------------------------------------------------------------------------------
 
@@ -116,7 +118,7 @@ class Analysis(Options):
 
     def draw(self, name: str, found: Result, report: Report, directory: Path) -> list[Path]:
         """Draws it into the directory, unless told otherwise as heat maps of its grids; gives the files."""
-        return draw_grids(self, name, found, report, directory)
+        return draw_grids(self, name, found, report, directory, self.drawn_by)
 
     def show(self, name: str, found: Result, report: Report) -> list[Part]:
         """What the page shows of it beside its grids, unless told otherwise its tables."""
@@ -141,6 +143,7 @@ class Asked(Analysis):
         named = data.prompts if self.prompts is None else self.prompts
         names = (named,) if isinstance(named, str) else named or ()
         read = FORWARD | MAPS | (frozenset() if self.prompts else {"data.prompts"})
+        read |= {"compute.stream"} if self.streams else frozenset()
         asks_relations = not names or any(
             isinstance(name, str) and name not in GENERATORS and not Path(name).is_file() for name in names
         )
@@ -155,6 +158,14 @@ class Asked(Analysis):
     def tasks(self, study: Study) -> tuple[str, ...]:
         """The relations, or tasks, that its prompts belong to."""
         return tuple(rows_by_relation(study.task_batch(self.prompts)))
+
+    def effects_on(
+        self, study: Study, measure: str, metrics: Iterable[str], part: str = ""
+    ) -> set[Coordinate]:
+        """The coordinates of a measure's effects on every task, by every metric."""
+        return {
+            Coordinate(measure, task, part, metric=metric) for metric in metrics for task in self.tasks(study)
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +219,11 @@ class Measured:
             rule = f"{what}s are measured by {' or '.join(possible)}"
             raise InputError(f"{rule}; metrics are {', '.join(self.metrics)}: nothing would be measured")
         return chosen
+
+
+def sweep_options(study: Study, work: Work) -> dict[str, Any]:
+    """What sweeps over prompts take from a run."""
+    return {"batch_size": study.compute.batch_size, "track": work.track, "remember": work.remember}
 
 
 def rows_by_relation(batch: PromptBatch) -> dict[str, Int[np.ndarray, " rows"]]:

@@ -30,6 +30,7 @@ from headjax.analyses.base import (
     check_top_k,
     hit_fields,
     rows_by_relation,
+    sweep_options,
 )
 from headjax.costs import Cost, Machine
 from headjax.data.prompts import PromptBatch
@@ -223,11 +224,9 @@ class DynamicScores(Analysis):
             study.sweep_model(),
             batch,
             np.array([study.rule.k(prompt.relation) for prompt in batch.prompts], np.int32),
-            batch_size=study.compute.batch_size,
             seed=study.seed,
             vocab_size=study.vocab_size,
-            track=work.track,
-            remember=work.remember,
+            **sweep_options(study, work),
         )
         grids = (
             study.grid(

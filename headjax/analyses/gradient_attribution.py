@@ -9,7 +9,6 @@ of Nanda 2023 with the ablation's replacement as the corrupted value.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -20,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 
 from headjax import costs
 from headjax.analyses.base import Ablating, Coordinates, Measured, effect_grids
-from headjax.axes import Head, Residual
+from headjax.axes import Head, Residual, by_score
 from headjax.costs import Cost, Machine
 from headjax.data.prompts import PromptBatch
 from headjax.engine.batches import (
@@ -44,11 +43,10 @@ from headjax.model import Block, Transformer, mask_positions
 from headjax.model.edits import HeadEdit
 from headjax.options import option
 from headjax.parameters.layered import LayeredModel
-from headjax.report.drawing import draw_effects
 from headjax.report.options import Report
 from headjax.report.table import Page, Table
 from headjax.result import Result
-from headjax.study import Data, Study
+from headjax.study import Study
 from headjax.traced import shape
 
 
@@ -310,12 +308,8 @@ def agreement(
     import scipy.stats  # it takes a second, so only when it is needed
 
     n_top = int(np.ceil(share * exact.size))
-
-    def top(effects: Float[np.ndarray, "L H"]) -> list[int]:
-        return np.argsort(-np.abs(effects), axis=None, kind="stable")[:n_top].tolist()
-
-    found = set(top(estimate))
-    missed = tuple(Head(*divmod(head, exact.shape[1])) for head in top(exact) if head not in found)
+    found = by_score(np.abs(estimate), n_top)
+    missed = tuple(head for head in by_score(np.abs(exact), n_top) if head not in found)
     same = np.ptp(exact) == 0 or np.ptp(estimate) == 0
     spearman = np.nan if same else scipy.stats.spearmanr(exact, estimate, axis=None).statistic
     return Agreement(float(spearman), missed, n_top)
@@ -331,10 +325,8 @@ class GradientAttribution(Measured, Ablating):
 
     kind = "gradient_attribution"
     streams = True
+    drawn_by = "metric"
     positions: str = option("last", choices=("last", "all"))
-
-    def reads(self, data: Data) -> frozenset[str]:
-        return super().reads(data) | {"compute.stream"}
 
     def stream_fault(self) -> str:
         if self.positions == "last" or self.replacement == "zero":
@@ -343,11 +335,7 @@ class GradientAttribution(Measured, Ablating):
 
     def check(self, study: Study, before: Coordinates) -> set[Coordinate]:
         self.check_donors(study, self.positions)
-        return {
-            Coordinate("gradient", task, metric=metric)
-            for metric in self._metrics(study)
-            for task in self.tasks(study)
-        }
+        return self.effects_on(study, "gradient", self._metrics(study))
 
     def cost(self, study: Study, machine: Machine) -> Cost:
         batch = study.task_batch(self.prompts)
@@ -410,9 +398,6 @@ class GradientAttribution(Measured, Ablating):
             return []
         text = "Gradient against exact ablation\n" + agreement_table(rows)
         return [Table(self.stem(name, "gradient_agreement"), AgreementRow._fields, rows, text)]
-
-    def draw(self, name: str, found: Result, report: Report, directory: Path) -> list[Path]:
-        return draw_effects(self, name, found, report, directory)
 
 
 class AgreementRow(NamedTuple):

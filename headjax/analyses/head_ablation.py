@@ -5,7 +5,6 @@ ablation, because W_O mixes all heads into every coordinate.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -13,7 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from headjax import costs
-from headjax.analyses.base import Ablating, Coordinates, Measured, effect_grids
+from headjax.analyses.base import Ablating, Coordinates, Measured, effect_grids, sweep_options
 from headjax.config import ModelConfig
 from headjax.costs import Cost, Machine
 from headjax.data.prompts import PromptBatch
@@ -35,8 +34,6 @@ from headjax.measures import KV_GROUPS
 from headjax.model import Transformer
 from headjax.options import option
 from headjax.parameters.layered import LayeredModel
-from headjax.report.drawing import draw_effects
-from headjax.report.options import Report
 from headjax.result import Result
 from headjax.study import Data, Study
 
@@ -137,11 +134,12 @@ class HeadAblation(Measured, Ablating):
 
     kind = "head_ablation"
     streams = True
+    drawn_by = "metric"
     positions: str = option("last", choices=("last", "all"))
     kv_groups: bool = False
 
     def reads(self, data: Data) -> frozenset[str]:
-        return super().reads(data) | {"compute.stream", "compute.variant_batch"}
+        return super().reads(data) | {"compute.variant_batch"}
 
     def stream_fault(self) -> str:
         return "" if self.positions == "last" else f"needs positions 'last'; got {self.positions!r}"
@@ -149,11 +147,7 @@ class HeadAblation(Measured, Ablating):
     def check(self, study: Study, before: Coordinates) -> set[Coordinate]:
         self.check_donors(study, self.positions)
         metrics = self.metrics_of(study.task_batch(self.prompts), METRICS, "ablation")
-        return {
-            Coordinate("ablation", task, self._part(study), metric=metric)
-            for metric in metrics
-            for task in self.tasks(study)
-        }
+        return self.effects_on(study, "ablation", metrics, self._part(study))
 
     def _part(self, study: Study) -> str:
         return KV_GROUPS if self.kv_groups and study.config.n_kv_heads < study.config.n_heads else ""
@@ -172,11 +166,9 @@ class HeadAblation(Measured, Ablating):
             **self.how,
             positions=self.positions,
             kv_groups=self.kv_groups,
-            batch_size=study.compute.batch_size,
             variant_batch=study.compute.variant_batch,
             seed=study.seed,
-            track=work.track,
-            remember=work.remember,
+            **sweep_options(study, work),
         )
         where = {"replacement": self.replacement, "positions": self.positions, "part": self._part(study)}
         grids: list[HeadGrid] = []
@@ -184,6 +176,3 @@ class HeadAblation(Measured, Ablating):
             effects, clean = np.moveaxis(result.effect(metric), 2, 0), getattr(result.clean, metric)
             grids += effect_grids(study, batch, "ablation", effects, metric, clean, **where)
         return Result(GridSet(tuple(grids)))
-
-    def draw(self, name: str, found: Result, report: Report, directory: Path) -> list[Path]:
-        return draw_effects(self, name, found, report, directory)

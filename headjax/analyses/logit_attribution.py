@@ -12,7 +12,6 @@ logits, what is taken apart is the logit before the cap.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -22,7 +21,7 @@ from jax import Array
 from jaxtyping import Bool, Float, Int
 
 from headjax import costs
-from headjax.analyses.base import Asked, Coordinates, effect_grids
+from headjax.analyses.base import Asked, Coordinates, effect_grids, sweep_options
 from headjax.costs import Cost, Machine
 from headjax.data.prompts import PromptBatch
 from headjax.engine.batches import Remember, Track, Work, check_prompts, compute_anew, untracked
@@ -31,10 +30,8 @@ from headjax.errors import InputError, shown
 from headjax.grid import Coordinate, GridSet
 from headjax.model import Block, Transformer
 from headjax.parameters.layered import LayeredModel
-from headjax.report.drawing import draw_effects
-from headjax.report.options import Report
 from headjax.result import Result
-from headjax.study import Data, Study
+from headjax.study import Study
 
 
 class LogitParts(NamedTuple):
@@ -184,17 +181,10 @@ class LogitAttribution(Asked):
 
     kind = "logit_attribution"
     streams = True
-
-    def reads(self, data: Data) -> frozenset[str]:
-        return super().reads(data) | {"compute.stream"}
+    drawn_by = "metric"
 
     def check(self, study: Study, before: Coordinates) -> set[Coordinate]:
-        metrics = _metrics(study.task_batch(self.prompts))
-        return {
-            Coordinate("logit_attribution", task, metric=metric)
-            for metric in metrics
-            for task in self.tasks(study)
-        }
+        return self.effects_on(study, "logit_attribution", _metrics(study.task_batch(self.prompts)))
 
     def cost(self, study: Study, machine: Machine) -> Cost:
         batch = study.task_batch(self.prompts)
@@ -206,15 +196,11 @@ class LogitAttribution(Asked):
 
     def run(self, study: Study, work: Work) -> Result:
         batch = study.task_batch(self.prompts)
-        how = {"batch_size": study.compute.batch_size, "track": work.track, "remember": work.remember}
-        grids = []
+        how, grids = sweep_options(study, work), []
         for metric in _metrics(batch):
             found = logit_attribution(study.sweep_model(), batch, metric=metric, **how)
             grids += effect_grids(study, batch, "logit_attribution", found.heads, metric, found.logit)
         return Result(GridSet(tuple(grids)))
-
-    def draw(self, name: str, found: Result, report: Report, directory: Path) -> list[Path]:
-        return draw_effects(self, name, found, report, directory)
 
 
 def _metrics(batch: PromptBatch) -> tuple[str, ...]:

@@ -57,7 +57,7 @@ from headjax.model import Transformer
 from headjax.model.edits import check_head
 from headjax.options import Words, option
 from headjax.parameters.layered import LayeredModel
-from headjax.report.drawing import chosen_grids, draw_maps, figure_name, figure_path
+from headjax.report.drawing import draw_grids
 from headjax.report.options import Report
 from headjax.result import Result
 from headjax.study import Data, Study
@@ -319,7 +319,7 @@ class Patched(Asked):
     positions: str = option("last", choices=("last", "all"))
 
     def reads(self, data: Data) -> frozenset[str]:
-        return super().reads(data) | {"compute.variant_batch", "compute.stream"}
+        return super().reads(data) | {"compute.variant_batch"}
 
     def stream_fault(self) -> str:
         return "" if self.positions == "last" else f"needs positions 'last'; got {self.positions!r}"
@@ -400,15 +400,7 @@ class Patched(Asked):
         return study.mean_grid(task, self.measure, samples, PERCENT, direct.clean, **where)
 
     def draw(self, name: str, found: Result, report: Report, directory: Path) -> list[Path]:
-        files, grids = [], found.grids.select(analysis=name)
-        for model in grids.values("model"):
-            for part in grids.select(model=model).values("part"):
-                own = grids.select(model=model, part=part)
-                # A few tasks are all drawn, as they were named.
-                chosen = own.grids if len(own) <= MOST_TASKS else chosen_grids(own, report)
-                path = figure_path(directory, self.stem(name, figure_name(chosen[0])), chosen)
-                files += draw_maps(chosen, path, report)
-        return files
+        return draw_grids(self, name, found, report, directory, by="part", all_of=MOST_TASKS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float
 
 from headjax.analyses.path_patching import INPUTS, Receiver
-from headjax.axes import Head
+from headjax.axes import Head, by_score
 from headjax.circuits.published import Circuit
 from headjax.engine.metrics import mean_and_stderr
 from headjax.stats import bounded_p
@@ -112,8 +112,7 @@ def _largest(
     size[~(size - N_ERRORS * errors >= min_effect)] = 0  # written so that an error of NaN counts for nothing
     size[:, *np.array([*known], int).reshape(-1, 2).T] = 0
     strongest = size.max(axis=0)
-    order = np.argsort(-strongest, axis=None, kind="stable")[: math.ceil(share * strongest.size)]
-    places = [divmod(int(i), strongest.shape[1]) for i in order]
+    places = by_score(strongest, math.ceil(share * strongest.size))
     return [(int(size[:, *place].argmax()), *place) for place in places if strongest[place] > 0]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Int
 
-from headjax.axes import Head
+from headjax.axes import Head, by_score
 from headjax.config import ModelConfig
 from headjax.data.prompts import PromptBatch
 from headjax.engine.batches import Remember, Track, check_prompts, compute_anew, untracked
@@ -168,9 +168,7 @@ def rank_heads(scores: Float[Array | np.ndarray, "L H"], max_heads: int | None =
     scores = np.asarray(scores)
     if max_heads is None:
         max_heads = next((cap for n_heads, cap in HEAD_CAPS if scores.size < n_heads), MOST_HEADS)
-    best = np.argsort(-scores, axis=None, kind="stable")
-    counts = np.nan_to_num(scores.ravel()[best]) != 0
-    return tuple(Head(*divmod(int(head), scores.shape[1])) for head in best[counts][:max_heads])
+    return tuple(head for head in by_score(scores) if np.nan_to_num(scores[head]) != 0)[:max_heads]
 
 
 def draw_others(

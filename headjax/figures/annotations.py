@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 
-from headjax.axes import Head
+from headjax.axes import Head, by_score
 from headjax.figures.sheet import POINT, text_size
 from headjax.figures.style import TICK, text_scale
 
@@ -19,9 +19,7 @@ RIM = 1.2  # points of white around a name
 
 def strongest(strength: Float[np.ndarray, "L H"], n: int) -> list[Head]:
     """The n heads with the greatest strength, the greatest first; none without any."""
-    order = np.argsort(-strength, axis=None, kind="stable")[:n]
-    heads = [Head(*divmod(int(i), strength.shape[1])) for i in order]
-    return [head for head in heads if strength[head] > 0]
+    return [head for head in by_score(strength, n) if strength[head] > 0]
 
 
 def name_heads(

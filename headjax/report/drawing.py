@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 
 from headjax import figures
-from headjax.circuits.published import Circuit, find_circuit
+from headjax.circuits.published import Circuit, check_fits, find_circuit
 from headjax.errors import InputError
 from headjax.grid import Coordinate, GridSet, HeadGrid
 from headjax.io import safe_name
@@ -51,6 +51,13 @@ def check_shown(report: Report, grids: Collection[Coordinate | HeadGrid]) -> Non
             raise InputError(f"{rule}; got {entry!r}")
 
 
+def check_marks(report: Report, shapes: Collection[tuple[int, ...]]) -> None:
+    """Raises InputError for marks of heads that a model of these shapes [L, H] does not have."""
+    for _, circuit in map(read_marks, report.circuits):
+        for shape in shapes:
+            check_fits(circuit, *shape)
+
+
 def chosen_grids(grids: Iterable[HeadGrid], report: Report) -> list[HeadGrid]:
     """The grids to draw: of the relations asked for, of those with marks of their own, or else the two with
     the largest number in them."""
@@ -84,25 +91,27 @@ def figure_path(directory: Path, what: str, grids: Sequence[HeadGrid]) -> Path:
     return directory / safe_name(what, grids[0].model, *(grid.relation for grid in grids))
 
 
-def draw_effects(analysis: Named, name: str, found: Result, report: Report, directory: Path) -> list[Path]:
-    """Attributions or ablation effects of the chosen relations, one figure a model and metric."""
-    files, grids = [], found.grids.select(analysis=name)
-    for model in grids.values("model"):
-        for metric in grids.select(model=model).values("metric"):
-            chosen = chosen_grids(grids.select(model=model, metric=metric), report)
-            path = figure_path(directory, analysis.stem(name, figure_name(chosen[0])), chosen)
-            files += draw_maps(chosen, path, report)
-    return files
+def draw_grids(
+    analysis: Named,
+    name: str,
+    found: Result,
+    report: Report,
+    directory: Path,
+    by: str,
+    all_of: int = 0,
+) -> list[Path]:
+    """The chosen grids of every model and kind (or metric, or part, as `by` says) as heat maps.
 
-
-def draw_grids(analysis: Named, name: str, found: Result, report: Report, directory: Path) -> list[Path]:
-    """The chosen grids of every model and kind as heat maps: scores from 0 to 1, effects of either sign."""
+    `all_of`: as many grids of a figure, or fewer, are not chosen from but all drawn, as they were named.
+    """
     files: list[Path] = []
     grids: GridSet = found.grids.select(analysis=name)
     for model in grids.values("model"):
-        for kind in grids.select(model=model).values("kind"):
-            chosen = chosen_grids(grids.select(model=model, kind=kind), report)
-            files += draw_maps(chosen, figure_path(directory, analysis.stem(name, kind), chosen), report)
+        for value in grids.select(model=model).values(by):
+            own = grids.select(**{"model": model, by: value})
+            chosen = own.grids if len(own) <= all_of else chosen_grids(own, report)
+            what = value if by == "kind" else figure_name(chosen[0])
+            files += draw_maps(chosen, figure_path(directory, analysis.stem(name, what), chosen), report)
     return files
 
 

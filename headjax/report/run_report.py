@@ -5,10 +5,9 @@ from pathlib import Path
 
 from headjax import figures
 from headjax.analyses.base import Analysis, check_report
-from headjax.circuits.published import check_fits
 from headjax.circuits.tables import prediction_tables
 from headjax.measures import KV_GROUPS
-from headjax.report.drawing import read_marks
+from headjax.report.drawing import check_marks
 from headjax.report.options import Report
 from headjax.report.prompt_tables import prompt_tables
 from headjax.report.summary import (
@@ -55,10 +54,7 @@ def draw_report(
 ) -> list[Path]:
     """The figures of all analyses, as the report asks. Raises InputError for what cannot be shown."""
     check_report(report, analyses.values(), Data(), found.grids.grids)
-    shapes = {grid.scores.shape for grid in found.grids if grid.part != KV_GROUPS}
-    for entry in report.circuits:
-        for shape in shapes:
-            check_fits(read_marks(entry)[1], *shape)
+    check_marks(report, {grid.scores.shape for grid in found.grids if grid.part != KV_GROUPS})
     files: list[Path] = []
     with figures.look(**{name: getattr(report, name) for name in figures.Look._fields}):
         for name, analysis in analyses.items():

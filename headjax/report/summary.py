@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from headjax.axes import Head
+from headjax.axes import by_score
 from headjax.grid import GridSet, HeadGrid, category_count_name, category_counts, head_categories
 from headjax.report.table import aligned
 from headjax.result import CleanRow
@@ -118,8 +118,7 @@ def score_rows(grids: GridSet, threshold: float = 0.15, k: int = 3) -> list[Summ
 
 def _name(grid: HeadGrid, strength: np.ndarray, k: int) -> str:
     """The k strongest heads with their scores, strongest first; those of strength NaN are left out."""
-    order = np.argsort(-strength, axis=None, kind="stable")[: min(k, int(np.isfinite(strength).sum()))]
-    heads = [Head(*divmod(int(i), strength.shape[1])) for i in order]
+    heads = by_score(strength, min(k, int(np.isfinite(strength).sum())))
     errors = [None if grid.stderr is None else float(grid.stderr[head]) for head in heads]
     signed = grid.about.helps != 0
     return ", ".join(

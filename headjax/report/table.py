@@ -3,12 +3,10 @@
 import csv
 import re
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from headjax.errors import InputError
-from headjax.io import atomic_write, read_table
+from headjax.io import atomic_write, import_extra, read_table
 from headjax.report.markdown import markdown_text
 
 
@@ -141,12 +139,8 @@ def check_forms(forms: Sequence[str]) -> None:
 
 
 def _import(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError as error:
-        raise InputError(
-            f"tables in parquet need pandas and pyarrow (pip install 'headjax[tables]'); there is no {name}"
-        ) from error
+    rule = "tables in parquet need pandas and pyarrow (pip install 'headjax[tables]')"
+    return import_extra(name, f"{rule}; there is no {name}")
 
 
 _VALUE = r"[-+]?\d+(?:\.\d+)?(?:e[-+]\d+)?"

@@ -122,10 +122,6 @@ def _digest(script: str) -> str:
     return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
 def _number(value: Any) -> str:
     """A cell of a table: three digits of a number, a dash for none, words of a list with commas, of a long
     text its beginning (the table's file has it whole)."""
