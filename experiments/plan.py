@@ -33,13 +33,15 @@ from headjax.model import first_mlp_names, parameter_shapes
 from headjax.parameters.converted import is_converted, stored_dtypes
 from headjax.parameters.layered import streamed_parameters
 from headjax.study import Compute, Study
+from headjax.traced import Compiled
 
 GIB = 2**30
-# Measured on 2 x86-64 cores with the trained GPT-2 and SmolLM2-135M: seconds to trace and compile a program,
-# bytes a second from a converted checkpoint to a model, and what a process holds that computes nothing yet.
-COMPILE_SECONDS = 1.0
+# Measured on 2 x86-64 cores with the trained GPT-2 and SmolLM2-135M: seconds to trace and compile a program
+# and each of its operations, bytes a second from a converted checkpoint to a model, and what a process holds
+# beside its work: imports and compiled programs, and more where it has read a model.
+COMPILE_SECONDS, OPERATION_SECONDS = 0.4, 0.9e-3
 LOAD_RATE = 2e8
-PROCESS_BYTES = 0.8 * GIB
+PROCESS_BYTES, READER_BYTES = 0.5 * GIB, 0.25 * GIB
 # Of a model that is read layer by layer each sweep is three programs or more.
 LAYERED_PARTS = ("begin", "layer", "finish")
 
@@ -149,9 +151,13 @@ def plan_model(
                 # Of the layers that are not there only the host holds something.
                 few = cost_of(replace(study, config=replace(c, n_layers=2)), machine)
                 cost, read = cost._replace(activations=few.activations), cost.passes * read
-                programs = {(*program, part) for program in programs for part in LAYERED_PARTS}
+                programs = {
+                    program._replace(name=f"{part} of {program.name}", operations=program.operations // 3)
+                    for program in programs
+                    for part in LAYERED_PARTS
+                }
             elif not of_weights:
-                programs |= {("_insert",)}
+                programs |= {Compiled("_insert")}
             cost = cost._replace(programs=frozenset(programs - known))
             known |= programs
         rows.append(Row(name, resident, cost, read))
@@ -183,9 +189,10 @@ def needed(row: Row) -> float:
     return row.parameters + (row.cost.activations if row.cost else 0)
 
 
-def room(machine: Machine) -> float:
-    """Bytes of a device that are left for a model: CPU devices share their memory with the process itself."""
-    return machine.memory - (PROCESS_BYTES / machine.n_devices if machine.platform == "cpu" else 0)
+def peak(rows: Sequence[Row], machine: Machine) -> float:
+    """Bytes on each device at once; CPU devices share their memory with the process itself."""
+    process = PROCESS_BYTES + READER_BYTES * any(row.parameters for row in rows)
+    return max(map(needed, rows)) + (process / machine.n_devices if machine.platform == "cpu" else 0)
 
 
 def seconds(row: Row, machine: Machine) -> float | None:
@@ -193,7 +200,9 @@ def seconds(row: Row, machine: Machine) -> float | None:
     if row.cost is None or machine.rate is None:
         return None
     work = row.cost.flops / (machine.rate * machine.n_devices)
-    return work + COMPILE_SECONDS * len(row.cost.programs) + row.read / LOAD_RATE
+    operations = sum(program.operations for program in row.cost.programs)
+    compiling = COMPILE_SECONDS * len(row.cost.programs) + OPERATION_SECONDS * operations
+    return work + compiling + row.read / LOAD_RATE
 
 
 def refuse(
@@ -204,14 +213,14 @@ def refuse(
     rows: list[Row],
 ) -> list[str]:
     """One sentence for the analysis that needs most, if it does not fit: what it needs, what would help."""
-    worst = max(rows, key=needed)
-    if needed(worst) <= room(machine):
+    if peak(rows, machine) <= machine.memory:
         return []
+    worst = max(rows, key=needed)
 
     def fits(machine: Machine, chosen: Mapping[str, Analysis] = analyses, **compute: Any) -> bool:
         changed = replace(study, compute=replace(study.compute, **compute))
         check_stream(chosen, changed.compute)
-        return all(needed(row) <= room(machine) for row in plan_model(changed, chosen, itemsizes, machine))
+        return peak(plan_model(changed, chosen, itemsizes, machine), machine) <= machine.memory
 
     compute, helps = study.compute, []
     if machine.platform != "cpu":  # CPU devices share one memory
@@ -255,7 +264,8 @@ def describe_machine(machine: Machine, compute: Compute) -> Iterator[str]:
         source = "measured now with numpy" if own and compute.rate is None else "given"
         yield (
             f"rate: {machine.rate / 1e12:.3g} TFLOP/s a device, {source}; time is FLOP over rate, "
-            f"{COMPILE_SECONDS:g} s a program that is not kept yet, reading at {LOAD_RATE / 1e9:g} GB/s"
+            f"{COMPILE_SECONDS:g} s a program that is not kept yet and {1000 * OPERATION_SECONDS:g} s a "
+            f"thousand of its operations, reading at {LOAD_RATE / 1e9:g} GB/s"
         )
 
 
@@ -300,4 +310,5 @@ def table(rows: list[Row], machine: Machine) -> str:
     # A total that leaves something out says so.
     what = f"all but {', '.join(unknown)}" if unknown else "all"
     lines.append(f"{what:49} {total / 1e12:9.4g} {read} {compiles:8} {time:>10}")
+    lines.append(f"at most {size(peak(rows, machine)).strip()} of a device at once")
     return "\n".join(lines)

@@ -19,18 +19,25 @@ from jax.typing import DTypeLike
 from headjax.kernels import platform
 
 
+class Compiled(NamedTuple):
+    """A program by its name and what tells its shapes apart, and how many operations are compiled."""
+
+    name: str
+    shapes: Hashable = ()
+    operations: int = 0
+
+
 class Program(NamedTuple):
     """One call of a compiled program.
 
     Attributes:
-      key: its name, and what tells its shapes apart.
       gives: the shapes of what it returns.
       flops: without loops whose length the program is given.
       loops: of one pass of each such loop, in the order in which they come.
       n_bytes: alive at once beside what it is given.
     """
 
-    key: tuple[str, Hashable]
+    compiled: Compiled
     gives: Any
     flops: int
     loops: tuple[int, ...]
@@ -62,12 +69,13 @@ def _traced(
     function = partial(unwrap(step), **dict(static))
     with platform.targeting(target):
         jaxpr, gives = jax.make_jaxpr(function, return_shape=True)(*jax.tree.unflatten(structure, shapes))
-    return Program((step.__name__, hash((structure, shapes, static))), gives, *_count(jaxpr.jaxpr))
+    *counts, operations = _count(jaxpr.jaxpr)
+    return Program(Compiled(step.__name__, hash((structure, shapes, static)), operations), gives, *counts)
 
 
-def _count(jaxpr: Any) -> tuple[int, tuple[int, ...], int]:
-    """`Program.flops`, `loops` and `n_bytes`."""
-    flops, loops, alive, most = 0, (), 0, 0
+def _count(jaxpr: Any) -> tuple[int, tuple[int, ...], int, int]:
+    """`Program.flops`, `loops` and `n_bytes`, and how many operations there are."""
+    flops, loops, alive, most, operations = 0, (), 0, 0, len(jaxpr.eqns)
     last = {id(value): i for i, eqn in enumerate(jaxpr.eqns) for value in eqn.invars}
     last |= dict.fromkeys(map(id, jaxpr.outvars), len(jaxpr.eqns))
     ends = [0] * (len(jaxpr.eqns) + 1)  # bytes that nobody takes after an operation
@@ -76,7 +84,8 @@ def _count(jaxpr: Any) -> tuple[int, tuple[int, ...], int]:
             ends[last.get(id(value), i)] += n_bytes_of(value.aval)
         given = n_bytes_of([value.aval for value in eqn.outvars])
         inside = [_count(inner) for inner in _inner(eqn)]
-        own, own_loops, held = (max(counts) for counts in zip(*inside, strict=True)) if inside else (0, (), 0)
+        own, own_loops, held, _ = map(max, zip(*inside, strict=True)) if inside else (0, (), 0, 0)
+        operations += sum(counts[-1] for counts in inside)
         match eqn.primitive.name:
             case "dot_general":
                 (contracted, _), _ = eqn.params["dimension_numbers"]
@@ -94,7 +103,7 @@ def _count(jaxpr: Any) -> tuple[int, tuple[int, ...], int]:
         flops, loops, alive = flops + own, loops + own_loops, alive + given
         most = max(most, alive + held)
         alive -= ends[i]
-    return flops, loops, most
+    return flops, loops, most, operations
 
 
 def _inner(eqn: Any) -> Iterator[Any]:

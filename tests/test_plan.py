@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
@@ -39,6 +40,7 @@ from headjax.analyses.registry import ANALYSES
 from headjax.config import ModelConfig, Rotary
 from headjax.costs import parameter_bytes
 from headjax.engine.batches import Work, untracked
+from headjax.engine.hits import Stage, relation_hits, screening_stages
 from headjax.engine.mesh import parameter_sharding
 from headjax.errors import InputError
 from headjax.model import parameter_shapes
@@ -103,6 +105,26 @@ def multiplied() -> Iterator[list[int]]:
         # Signatures say what compiled programs are given: there is no whole number of Python's among it.
         patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
         yield found
+
+
+@pytest.mark.parametrize(("n_pairs", "k"), [(40, 10), (40, 200), (7, 10), (150, 10)])
+def test_flops_of_screening_are_those_that_it_multiplies(monkeypatch, n_pairs: int, k: int):
+    """Two stages, given which share of the pairs enters the second one; few and many of each head."""
+    c = dataclasses.replace(SMALL, n_heads=4, n_kv_heads=4, d_head=8, d_model=100, vocab_size=2000)
+    rng = np.random.default_rng(0)
+    shapes = ((c.n_heads, n_pairs, 8), (c.n_heads, 8, 100), (2000, 100))
+    q, W_O, unembed = (rng.normal(size=shape).astype(np.float32) for shape in shapes)
+    targets = rng.choice(2000, n_pairs).astype(np.int32)
+    stages = screening_stages(unembed, targets)
+    first, _ = (stage for stage in stages if isinstance(stage, Stage))
+    own = np.take_along_axis(q @ W_O @ unembed.T, targets[None, :, None], axis=2)
+    above = (q @ W_O @ np.asarray(first.rows).T > own + 1e-4).sum(axis=2)
+    left = np.minimum(above, len(first.rows) - above) < k
+    monkeypatch.setattr(costs, "STAGE_SHARES", (1, left.mean()))
+    planned = costs.hits(c, n_pairs, len(np.unique(targets)), n_pairs, "cpu").flops
+    with multiplied() as found:
+        relation_hits(jnp.asarray(q), jnp.asarray(W_O), stages, jnp.full(n_pairs, k))
+    assert planned == pytest.approx(sum(found), rel=0.05)
 
 
 CAPITALS = {"prompts": ("capitals",)}
@@ -254,7 +276,7 @@ def test_a_run_that_cannot_fit_is_told_what_would_make_it(config: RunConfig, cap
     study, itemsizes = plan.find_study(config.model, ablation, Path())
     machine = plan.find_machine(altered(ablation, device_memory=1.0).compute)
     row, _ = plan.plan_model(study, ablation.analyses, itemsizes, machine)
-    memory = (plan.needed(row) - 1000) / 2**30
+    memory = (plan.peak([row], machine) - 1000) / 2**30
     tight = altered(ablation, device_memory=memory, rate=1.0)
     with pytest.raises(InputError, match="head_ablation must fit a device of") as caught:
         plan.print_plan(tight)
@@ -284,6 +306,18 @@ def test_more_devices_on_model_are_offered_where_the_parameters_are_too_many(con
     assert "analyses=relation_scores" in message
     machine = machine._replace(n_devices=2, model_parts=2)
     assert not refusals(machine)
+
+
+def test_streaming_is_offered_where_inner_values_of_all_layers_are_too_many(config: RunConfig):
+    """A gradient's: of a model that is read layer by layer only the host has more than one layer's."""
+    study, itemsizes = plan.find_study(config.model, altered(config, n_prompts=None), Path())
+    deep = dataclasses.replace(study, config=dataclasses.replace(study.config, n_layers=100))
+    machine, analyses = plan.Machine(1, 1, 2**40, 1e12, "gpu"), {"gradient": GradientAttribution()}
+    gradient, _ = plan.plan_model(deep, analyses, itemsizes, machine)
+    machine = machine._replace(memory=gradient.parameters + gradient.cost.activations / 3)
+    rows = plan.plan_model(deep, analyses, itemsizes, machine)
+    (message,) = plan.refuse(deep, analyses, itemsizes, machine, rows)
+    assert "stream=true" in message
 
 
 def test_a_model_that_is_not_here_gives_one_line(config: RunConfig):
@@ -323,10 +357,11 @@ def test_every_alias_has_its_published_sizes():
 
 
 def test_what_relation_scores_hold_by_hand():
-    """Embedding and unembedding, the larger of two layers and the first MLP, sources twice, and hits."""
-    D, F, K, V = 61, 131, 16, 601
-    held = max(3 * D * F + 2 * F + D, 2 * D * K * (6 + 2)) + 2 * V * D + 2 * 5 * D
-    without = costs.hit_bytes(SMALL, costs.stages_of(SMALL, 11, 7), 11, "cpu")
+    """The larger of two layers and the first MLP, sources twice, and hits, the unembedding among them."""
+    D, F, K = 61, 131, 16
+    held = max(3 * D * F + 2 * F + D, 2 * D * K * (6 + 2)) + 2 * 5 * D
+    without = costs.hits(SMALL, 11, 7, 11, "cpu").n_bytes
+    assert without > 4 * SMALL.vocab_size * D
     assert costs.relation_scores(SMALL, 11, 5, 7, True, "cpu").activations - without == 4 * held
 
 

@@ -97,7 +97,7 @@ def test_loops_of_unknown_length_are_counted_by_themselves():
     counted = trace("cpu", step, shape(5, 5), shape(dtype=jnp.int32))
     assert counted.flops == (3 * 2 + 1) * one
     assert counted.loops == (one, 2 * one)
-    assert counted.key[0] == "step"
+    assert counted.compiled.name == "step"
 
 
 def test_memory_by_hand():

@@ -216,7 +216,8 @@ class CopyScore(Analysis):
         first = trace(target, first_state, block, x)
         layer = trace(target, _layer_hits, *given, top_k=TOP_K, precision=study.compute.precision)
         n_bytes = n_bytes_of((model.embed, model.unembed, block, reader, reader)) + layer.n_bytes
-        return Cost(first.flops + c.n_layers * layer.flops, n_bytes, frozenset({first.key, layer.key}))
+        programs = frozenset({first.compiled, layer.compiled})
+        return Cost(first.flops + c.n_layers * layer.flops, n_bytes, programs)
 
     def run(self, study: Study, work: Work) -> Result:
         """It takes seconds: a run remembers the whole, not its parts."""

@@ -241,7 +241,7 @@ class SalientOperations(Analysis):
         if study.rule.first_mlp:  # of all tokens, once
             flops += n_tiles * costs.block_mlp(c, T).flops
             n_bytes += n_bytes_of(tiles)
-        return Cost(flops, n_bytes, frozenset({best.key}))
+        return Cost(flops, n_bytes, frozenset({best.compiled}))
 
     def run(self, study: Study, work: Work) -> Result:
         found = salient_operations(
