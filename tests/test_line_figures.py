@@ -2,10 +2,12 @@
 
 import numpy as np
 import pytest
+from matplotlib.lines import Line2D
 
 from headjax import figures
 from headjax.errors import InputError
 from headjax.figures import Points
+from headjax.figures.coinciding import _stretches
 from headjax.universality import CategoryShare, GroupSimilarity, RelationCount
 from tests.helpers.figure_checks import assert_tidy
 
@@ -105,3 +107,14 @@ def test_files_are_written_and_nothing_to_draw_is_refused(tmp_path):
     assert all(file.stat().st_size > 1000 for file in files)
     with pytest.raises(InputError, match="at least one panel"):
         figures.group_similarity_figure([], tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("descending", [False, True])
+def test_lines_that_coincide_are_drawn_in_their_own_order(descending: bool):
+    """Not in that of their places in memory, which differ each time: so files have the same bytes."""
+    x = np.arange(4.0)
+    made = [Line2D(x, x) for _ in range(4)]
+    lines = sorted(made, key=id, reverse=descending)
+    heights = (1.0, 1.0, 9.0, 9.0)
+    points = {line: np.column_stack([x, x + y]) for line, y in zip(lines, heights, strict=True)}
+    assert [list(stretch[0]) for stretch in _stretches(points)] == [lines[:2], lines[2:]]

@@ -10,6 +10,8 @@ import pytest
 from experiments import trained
 from experiments.config import load_config
 from experiments.pages.agreement import agreement_rows, spearman
+from experiments.pages.agreement_text import SHOWN
+from experiments.pages.figures import draw_measures
 from experiments.pages.finished import read_table
 from experiments.record import write_record
 from experiments.run import open_model
@@ -24,6 +26,7 @@ from headjax.analyses import HeadAblation, RelationScores
 from headjax.data.prompts import load_tokenizer, select_pairs
 from headjax.data.relations import load_relations
 from headjax.errors import InputError
+from headjax.figures import save_figure
 from headjax.grid import GridSet, HeadGrid, save_npz
 from headjax.parameters.cache import ensure_converted
 from tests.helpers import torch_oracle
@@ -203,6 +206,26 @@ def test_a_page_is_made_from_a_runs_files_alone(tmp_path):
     assert all(picture.stat().st_size for picture in pictures)
     with pytest.raises(InputError, match="directory of a finished run"):
         write_page(tmp_path, tmp_path / "page.md")
+
+
+@pytest.mark.parametrize(("largest", "end"), [(0.05, 0.15), (0.4, 0.4)])
+def test_no_share_below_the_threshold_has_the_full_colour(largest: float, end: float, tmp_path, monkeypatch):
+    """Of shares alone: effects have no threshold."""
+    drawn = []
+    monkeypatch.setattr(
+        "headjax.figures.heat_maps.save_figure",
+        lambda figure, path: drawn.append(figure) or save_figure(figure, path),
+    )
+    scores = np.linspace(0, largest, 15).reshape(3, 5)
+    (row, *_) = agreement_rows(made_up_grids({"copying": 1}, np.random.default_rng(0)))
+    row = row._replace(scores=dict.fromkeys(SHOWN, scores))
+    draw_measures(row, tmp_path / "map.png", 0.15)
+    maps = [axes for axes in drawn[0].axes if axes.get_title()]
+    ends = [axes.collections[0].get_clim()[1] for axes in maps]
+    np.testing.assert_allclose(ends, [end, end, largest, largest])
+    labels = [axes.get_ylabel() for axes in drawn[0].axes if axes not in maps]
+    said = [" ".join(label.split()).endswith("(full colour: the threshold)") for label in labels]
+    assert said == [largest < 0.15] * 2 + [False] * 2
 
 
 def test_the_committed_page_is_of_the_committed_model(about):

@@ -6,6 +6,7 @@ from pathlib import Path
 from experiments.pages.agreement import MEASURES, Row
 from experiments.pages.agreement_text import SHOWN
 from headjax import figures
+from headjax.measures import about
 
 
 def only_png(files: Iterable[Path]) -> Path:
@@ -14,7 +15,12 @@ def only_png(files: Iterable[Path]) -> Path:
     return kept
 
 
-def draw_measures(row: Row, path: Path) -> Path:
-    """Heat maps of SHOWN, side by side."""
-    panels = [figures.Panel(row.scores[name], MEASURES[name].title, MEASURES[name].unit) for name in SHOWN]
+def draw_measures(row: Row, path: Path, least_share: float = 0.0) -> Path:
+    """Heat maps of SHOWN, side by side; no share below `least_share` has the full colour."""
+    panels = []
+    for name in SHOWN:
+        one = MEASURES[name]
+        least = least_share if about(one.measure).is_share else 0.0
+        panel = figures.Panel(row.scores[name], one.title, one.unit, least=least, reason="the threshold")
+        panels.append(panel)
     return only_png(figures.signed_map(panels, path.with_suffix("")))

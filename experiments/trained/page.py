@@ -22,7 +22,9 @@ N_FIGURES = 2  # of the relations that agree most, and as many of those that agr
 def draw(found: Finished, folder: Path) -> list[Path]:
     """The page's figures, of which the run has drawn some."""
     chosen, model = choose(found.rows), found.about["models"][0]["name"]
-    files = [draw_measures(row, folder / f"{row.relation.relation}.png") for row in chosen]
+    # Where no head is above the threshold, none shall look as if it were.
+    threshold = found.about["config"]["report"]["threshold"]
+    files = [draw_measures(row, folder / f"{row.relation.relation}.png", threshold) for row in chosen]
     copied = {"category_map": "category_map"} | {
         f"ablation_curves_{model}_{row.relation.relation}": f"{row.relation.relation}_curves"
         for row in chosen

@@ -19,12 +19,12 @@ def write_text(found: Finished, chosen: list[Row], folder: str) -> str:
     curves = {row["relation"]: row for row in found.tables["ablation_summary"]}
     taught = taught_pairs(make_vocabulary(training["settings"]["n_pairs"]))
     targets = {relation: [target for _, target in pairs] for relation, pairs in taught.items()}
-    rule = HitRule(**about["models"][0]["hit_rule"])
+    rule, threshold = HitRule(**about["models"][0]["hit_rule"]), about["config"]["report"]["threshold"]
     parts = [
         *introduction(about, training, log),
-        *agreement_section(found.rows, targets, curves, rule, about["config"]["report"]["threshold"]),
+        *agreement_section(found.rows, targets, curves, rule, threshold),
         *heads_section(found.rows),
-        *figures_section(chosen, folder),
+        *figures_section(chosen, folder, threshold),
     ]
     return "\n".join(parts) + "\n"
 
@@ -69,13 +69,14 @@ def introduction(about: dict, training: dict, log: list[dict[str, str]]) -> list
     ]
 
 
-def figures_section(chosen: list[Row], folder: str) -> list[str]:
+def figures_section(chosen: list[Row], folder: str, threshold: float) -> list[str]:
     lines = ["## Figures", "", f"![Categories of all heads]({folder}/category_map.png)"]
     for row in chosen:
         name, path = row.relation.name, f"{folder}/{row.relation.relation}"
         lines += [
             "",
-            f"**{name}**: S~X is {row.rho['static', 'ablation']:.2f}. Each panel has its own scale.",
+            f"**{name}**: S~X is {row.rho['static', 'ablation']:.2f}. Each panel has its own scale, "
+            f"of shares up to the threshold {threshold:g} at least.",
             "",
             f"![{name}: four measures of all heads]({path}.png)",
             "",

@@ -63,8 +63,9 @@ def _stretches(points: Mapping[Line2D, Float[np.ndarray, "n 2"]]) -> Iterator[li
             rest = [one for one in rest if one not in near]
             if len(near) > 1:
                 groups.append({line: i for _, _, line, i in near})
-    groups.sort(key=lambda group: [id(line) for line in group])
-    for _, of_same in groupby(groups, key=lambda group: [id(line) for line in group]):
+    place = {line: i for i, line in enumerate(points)}  # the same in every drawing, for the same bytes
+    groups.sort(key=lambda group: [place[line] for line in group])
+    for _, of_same in groupby(groups, key=lambda group: [place[line] for line in group]):
         stretch: list[Place] = []
         for group in of_same:
             if stretch and any(group[line] != stretch[-1][line] + 1 for line in group):
