@@ -12,7 +12,11 @@ from experiments.run import open_model
 from headjax.errors import InputError
 from headjax.study import Study
 from tests.helpers import tiny_tokenizers, torch_oracle
+from tests.helpers.torch_or_skip import torch
 
+torch_model = pytest.importorskip(
+    "experiments.torch_model", reason="needs torch, whose models are the oracle"
+)
 verifying = pytest.importorskip("experiments.verify", reason="needs torch, whose models are the oracle")
 comparison_table, verify = verifying.comparison_table, verifying.verify
 ROWS = [
@@ -89,3 +93,13 @@ def test_a_model_is_verified_in_float32_from_its_hugging_face_files(tmp_path):
     study.convert()
     converted = dataclasses.replace(study, source=study.source._replace(directory=study.directory))
     assert verify(converted)[0].agrees  # what it was made from is still there
+
+
+def test_hits_that_rounding_may_decide():
+    logits = torch.tensor([[3.0, 2.0, 1.0], [3.0, 3.0 - 1e-6, 1.0], [3.0, 3.0 + 1e-6, 1.0], [1.0, 2.0, 1.5]])
+    targets = torch.tensor([1, 1, 1, 1])
+    surely, maybe = (bound.tolist() for bound in torch_model.hit_bounds(logits, targets, 1))
+    assert surely == [False, False, False, True]
+    assert maybe == [False, True, True, True]
+    assert torch_model.ties(logits, targets, 1).tolist() == [[False, True, True, False], [False] * 4]
+    assert torch_model.ranked(logits, targets, 1).tolist() == [[False, False, True, True], [False] * 4]
