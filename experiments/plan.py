@@ -39,7 +39,7 @@ GIB = 2**30
 # Measured on 2 x86-64 cores with the trained GPT-2 and SmolLM2-135M: seconds to trace and compile a program
 # and each of its operations, bytes a second from a converted checkpoint to a model, and what a process holds
 # beside its work: imports and compiled programs, and more where it has read a model.
-COMPILE_SECONDS, OPERATION_SECONDS = 0.4, 0.9e-3
+COMPILE_SECONDS, OPERATION_SECONDS = 0.5, 1.4e-3
 LOAD_RATE = 2e8
 PROCESS_BYTES, READER_BYTES = 0.5 * GIB, 0.25 * GIB
 # Of a model that is read layer by layer each sweep is three programs or more.
