@@ -36,7 +36,6 @@ DEFAULTS = {
     **{"n_random_draws": 5, "n_controls": 5, "max_overlap": 0.15, "max_difference": 0.2},
     # What is differentiated, and what attribution is of.
     **{"gradient_attribution.metric": "logprob", "logit_attribution.metric": "logit"},
-    "n_patterns": 3,
     # Circuits: two stages of 2 % of heads (Merullo et al. 2024), from 1 % of the gap; gradients' top 5 %.
     **{"n_stages": 2, "discover_circuit.share": 0.02, "min_effect": 1.0, "agreement.share": 0.05},
     # Statistics.
@@ -65,6 +64,7 @@ NO_RESULT = (
     "batch_size",
     "parts",
     "streams",
+    "passes",
     "label",
     "prefix",
     "mode",
