@@ -164,11 +164,13 @@ def variants(
     start: Int[np.ndarray, " M"],
     positions: str,
     groups: tuple[int, ...] = (),
+    filled_to: int | None = None,
 ) -> Cost:
     """engine/variants.py: a clean run and every variant, from the layer that each batch of them starts at,
     the first of which holds one more that edits nothing. `groups`: the numbers of prompts that are run group
-    by group."""
-    prompts, size, own = dealt(study, machine, batch.tokens, len(start), positions, groups=groups)
+    by group; `filled_to` as there."""
+    how = {"groups": groups, "filled_to": filled_to}
+    prompts, size, own = dealt(study, machine, batch.tokens, len(start), positions, **how)
     model, (tokens, mask, answers), L = abstract(study), asked(prompts), study.config.n_layers
     clean = trace(machine.platform, prefill, model, tokens, mask, keep=positions)
     edit, at = VariantEdit(shape(own, L, study.config.n_heads), shape(L, 1, 1, 1, 1)), shape(dtype=jnp.int32)
@@ -234,6 +236,7 @@ def dealt(
     positions: str,
     streams: int = 1,
     groups: tuple[int, ...] = (),
+    filled_to: int | None = None,
 ) -> tuple[Prompts, int, int]:
     """Prompts as engine/variants.py cuts them, how many variants of so many residual streams run at once, and
     of these how many in each copy of the model."""
@@ -255,7 +258,7 @@ def dealt(
         rows = (streams * prompts.B // by_prompt, prompts.S)
         size = fitting_variants(study.config, rows, positions, int(free), n_bytes, machine.platform)
         size = (1 + size) * copies // by_prompt
-    size = max(1, min(size, 1 + n_variants))
+    size = max(1, min(size, filled_to or 1 + n_variants))
     return prompts, size, -(-size // (copies // by_prompt))
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -179,6 +180,15 @@ def test_a_small_model_has_fewer_other_heads_and_a_relation_may_have_none(model,
     assert len(none.own.accuracy) == len(none.draws[0].accuracy) == 1
     assert len(curve_rows(first, "M")) == 11 + 6 + 11 * len(first.controls)
     assert summary_row(none, "M").n_heads == 0
+
+
+def test_relations_with_any_numbers_of_heads_and_controls_share_one_program(model, prompts, count_compiles):
+    rankings = rankings_of(ORDERS[0], ORDERS[1][:2], ORDERS[2][:1])
+    jax.clear_caches()
+    with count_compiles() as compiled:
+        curves = ablation_curves(model, prompts, rankings, n_random_draws=2)
+    assert {len(one.heads) for one in curves} == {4, 2, 1}
+    assert compiled.count("jit(variant_step)") == 1
 
 
 def test_a_relation_without_a_ranking_is_refused(model, prompts):

@@ -24,6 +24,7 @@ from experiments.config import RunConfig
 from experiments.run import run
 from headjax import costs
 from headjax.analyses import (
+    AblationCurves,
     AttentionPatterns,
     CircuitDiscovery,
     CopyScore,
@@ -166,6 +167,19 @@ def test_flops_are_those_that_a_run_multiplies(alone, analysis: Analysis, least:
     with multiplied() as found:
         analysis.run(study, Work())
     assert least <= planned / sum(found) <= most
+
+
+@pytest.mark.slow
+def test_curves_are_planned_as_the_most_that_they_cost(alone):
+    """Which is all there is where every relation has as many heads as may be removed, but for where these
+    begin; copying is no control of capitals, nor these of it."""
+    study, machine = alone
+    ablation, curves = HeadAblation(), AblationCurves(rank_by="ablation_logprob", max_heads=2)
+    found = ablation.run(study, Work())
+    planned = curves.cost(study, machine).flops
+    with multiplied() as products:
+        curves.run(study, Work(found))
+    assert 1 <= planned / sum(products) <= 3
 
 
 def test_flops_of_the_clean_run_are_those_that_it_multiplies(alone):

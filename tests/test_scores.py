@@ -198,6 +198,16 @@ def test_stages_are_left_out_where_they_spare_nothing():
     assert [len(s.rows) for s in screening_stages(jnp.asarray(normal(0, 1029, 5)), targets)] == [514, 1029]
 
 
+def test_a_stage_is_one_program(count_compiles):
+    """Not one for each of its operations, as it would be outside of any program."""
+    unembed, targets = jnp.asarray(normal(0, 2003, 29)), np.arange(31)
+    jax.clear_caches()
+    with count_compiles() as compiled:
+        stages = screening_stages(unembed, targets, draws=DRAWS)
+    assert set(compiled) == {"jit(_gather)", "jit(_largest_norm)"}
+    assert len(compiled) <= len(stages)
+
+
 @pytest.mark.usefixtures("chunks")
 def test_every_undecided_pair_is_counted_however_many_a_head_has():
     """None, one, as many as are pooled, one more, and all."""

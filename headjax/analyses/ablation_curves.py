@@ -81,10 +81,13 @@ class AblationCurves(Ablating):
         rows = Counter(prompt.relation for prompt in batch.prompts)
         n_heads = c.n_layers * c.n_heads
         cap = self.max_heads or next((cap for n, cap in HEAD_CAPS if n_heads < n), MOST_HEADS)
-        n_variants = min(cap, n_heads) * (1 + self.n_random_draws + min(N_CONTROLS, len(rows) - 1))
-        start = np.zeros(n_variants, int)
-        sweep = costs.variants(study, machine, batch, start, "last", tuple(rows.values()))
-        return sweep + costs.replacement(study, machine, batch, "last", **self.how)
+        own = min(cap, n_heads) * (1 + self.n_random_draws)
+        cost = costs.replacement(study, machine, batch, "last", **self.how)
+        # The relation's own curve with its random draws, then its heads on other relations' prompts.
+        for n_variants in filter(None, (own, min(cap, n_heads) * min(N_CONTROLS, len(rows) - 1))):
+            how = ("last", tuple(rows.values()), 1 + own)
+            cost += costs.variants(study, machine, batch, np.zeros(n_variants, int), *how)
+        return cost
 
     def run(self, study: Study, work: Work) -> Result:
         batch: PromptBatch = study.task_batch(self.prompts)
