@@ -171,15 +171,14 @@ def test_flops_are_those_that_a_run_multiplies(alone, analysis: Analysis, least:
 
 @pytest.mark.slow
 def test_curves_are_planned_as_the_most_that_they_cost(alone):
-    """Which is all there is where every relation has as many heads as may be removed, but for where these
-    begin; copying is no control of capitals, nor these of it."""
+    """A relation may have fewer controls than planned, and heads that begin above the first layer."""
     study, machine = alone
     ablation, curves = HeadAblation(), AblationCurves(rank_by="ablation_logprob", max_heads=2)
     found = ablation.run(study, Work())
     planned = curves.cost(study, machine).flops
     with multiplied() as products:
         curves.run(study, Work(found))
-    assert 1 <= planned / sum(products) <= 3
+    assert 1 <= planned / sum(products) <= 2
 
 
 def test_flops_of_the_clean_run_are_those_that_it_multiplies(alone):
