@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -161,5 +162,11 @@ def code_digest() -> str:
         for file in sorted((root / package).rglob("*.py")):
             name = file.relative_to(root).as_posix()
             if not name.startswith(SHOWS):
-                digest.update(f"{name}\n{ast.dump(ast.parse(file.read_bytes()))}\n".encode())
+                digest.update(f"{name}\n{_syntax(file.read_bytes())}\n".encode())
     return digest.hexdigest()
+
+
+@functools.cache
+def _syntax(source: bytes) -> str:
+    """Digest of what a file says to Python; remembered, because many runs of one process ask for the same."""
+    return hashlib.sha256(ast.dump(ast.parse(source)).encode()).hexdigest()

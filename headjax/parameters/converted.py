@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -169,32 +170,62 @@ def _restore(
     """Of the group's parameters the chosen ones: on the mesh, or as numpy arrays where there is none."""
     import orbax.checkpoint as ocp  # it takes a second, so only when it is needed
 
-    path, result = Path(directory).resolve() / group.path, {}
-    try:
+    path, item, how = Path(directory).resolve() / group.path, {}, {}
+    for name in (name for name in group.names if name in chosen):
+        shape = chosen[name].shape if group.layer is None else chosen[name].shape[1:]
+        sharding = None if mesh is None else parameter_sharding(name, shape, mesh)
+        item[name] = jax.ShapeDtypeStruct(shape, chosen[name].dtype, sharding=sharding)
+        how[name] = (
+            ocp.RestoreArgs(restore_type=np.ndarray)
+            if mesh is None
+            else ocp.ArrayRestoreArgs(sharding=sharding, global_shape=shape)
+        )
+    if not item:
+        return {}
+
+    def restore(names: Iterable[str]) -> dict[str, Any]:
+        asked = {"item": {name: item[name] for name in names}}
+        asked["restore_args"] = {name: how[name] for name in names}
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            # One by one: where one is damaged, orbax would report what becomes of the others on stderr.
-            for name in (name for name in group.names if name in chosen):
-                shape = chosen[name].shape if group.layer is None else chosen[name].shape[1:]
-                sharding = None if mesh is None else parameter_sharding(name, shape, mesh)
-                how = (
-                    ocp.RestoreArgs(restore_type=np.ndarray)
-                    if mesh is None
-                    else ocp.ArrayRestoreArgs(sharding=sharding, global_shape=shape)
-                )
-                item = {name: jax.ShapeDtypeStruct(shape, chosen[name].dtype, sharding=sharding)}
-                restore = ocp.args.PyTreeRestore(item=item, restore_args={name: how}, partial_restore=True)
-                result |= checkpointer.restore(path, args=restore)
-                # Where its own metadata is damaged orbax may give the description of an array for it.
-                found = result[name]
-                if not isinstance(found, np.ndarray | Array):
-                    raise ValueError(f"{name} is not in it")
-                if found.shape != shape or found.dtype != chosen[name].dtype:
-                    raise ValueError(f"{name} must be {chosen[name].dtype} {list(shape)}")
+            return checkpointer.restore(path, args=ocp.args.PyTreeRestore(**asked, partial_restore=True))
+
+    try:
+        # All at once takes a third of the time that one by one takes.
+        with _silent_after_failure([partial(restore, [name]) for name in item]):
+            result = restore(item)
+        for name, wanted in item.items():
+            # Where its own metadata is damaged orbax may give the description of an array for it.
+            if not isinstance(found := result[name], np.ndarray | Array):
+                raise ValueError(f"{name} is not in it")
+            if found.shape != wanted.shape or found.dtype != wanted.dtype:
+                raise ValueError(f"{name} must be {wanted.dtype} {list(wanted.shape)}")
         return result
     except (OSError, ValueError, KeyError) as error:
         with contextlib.suppress(OSError):
             (Path(directory) / DAMAGED).touch()
         raise DamagedError(f"{path}: cannot be read: {_reason(error)}; convert again") from error
+
+
+@contextlib.contextmanager
+def _silent_after_failure(one_by_one: Sequence[Callable[[], object]]) -> Iterator[None]:
+    """Where one parameter cannot be read, orbax closes its event loop before the others are there, and each
+    of them would put a traceback on stderr. They come in while each is read anew."""
+    hook = sys.unraisablehook
+
+    def without_late_ones(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            hook(unraisable)
+
+    sys.unraisablehook = without_late_ones
+    try:
+        yield
+    except Exception:
+        for read in one_by_one:
+            with contextlib.suppress(Exception):
+                read()
+        raise
+    finally:
+        sys.unraisablehook = hook
 
 
 @partial(jax.jit, donate_argnums=0)
