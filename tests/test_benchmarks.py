@@ -1,10 +1,16 @@
 """Benchmarks that take a model find what torch finds on a trained one, and end where they do not."""
 
+import importlib
+import inspect
+
 import numpy as np
 import pytest
+from flax import nnx
 
 from experiments import bench
-from experiments.benchmarks import peers
+from experiments.benchmarks import peers, scaling
+from headjax.engine import hits, metrics
+from headjax.model import Transformer
 from tests.helpers.torch_or_skip import torch
 from tests.helpers.trained_prompts import MODEL
 
@@ -79,6 +85,27 @@ def test_peers_are_compared_then_timed(monkeypatch, capsys):
     monkeypatch.setattr(peers, "TOLERANCE", 0.0)
     with pytest.raises(AssertionError, match=r"transformers: effects are .* apart; allowed"):
         peers.bench_peers(MODEL)
+
+
+@pytest.mark.parametrize("name", bench.BENCHMARKS)
+def test_every_benchmark_is_there_and_takes_what_it_is_given(name: str):
+    """Most take too long to be run here."""
+    module, function, options = bench.BENCHMARKS[name]
+    options = {"model": MODEL} if name in bench.OF_A_MODEL else options
+    found = getattr(importlib.import_module(f"experiments.benchmarks.{module}"), function)
+    inspect.signature(found).bind(**options)
+
+
+@pytest.mark.parametrize("way", scaling.WAYS)
+def test_eight_devices_find_what_one_finds_for_an_eighth_of_its_work(way: str, monkeypatch):
+    monkeypatch.setitem(metrics.TILE_LOGITS, "cpu", 2**40)
+    monkeypatch.setitem(hits.CHUNKS, "cpu", hits.Chunk(rows=2**20, logits=2**40))
+    (measure, mesh), model = scaling.WAYS[way], Transformer(scaling.CONFIG, rngs=nnx.Rngs(0))
+    (one, expected), (each, found) = (measure(model, mesh(n)) for n in (1, 8))
+    assert np.abs(expected).max() > 0
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    assert one.flop / each.flop == pytest.approx(8, rel=0.02)
+    assert (each.received > 0) == ("model over model" in way)
 
 
 @pytest.mark.parametrize("name", bench.OF_A_MODEL)
