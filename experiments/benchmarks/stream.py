@@ -29,7 +29,7 @@ from experiments.benchmarks.measure import (
     usable_cores,
 )
 from experiments.benchmarks.synthetic import llama_config, random_numbers, write_checkpoint, write_rows
-from headjax.analyses.relation_scores import first_mlp_names, relation_scores, relation_weights
+from headjax.analyses.relation_scores import first_mlp_names, layer_names, relation_scores, relation_weights
 from headjax.data.hit_rule import published_rule
 from headjax.data.prompts import TokenPairs
 from headjax.data.relations import Relation
@@ -43,7 +43,6 @@ CHECKED_HEADS = (PLANTED[1], 11)
 RULE = published_rule("llama-3.1-8b")  # with the first MLP, which the 70B's leaves out
 TILE = 8192  # tokens whose logits numpy forms at a time
 
-ATTENTION = ("blocks.attn.W_V", "blocks.attn.W_O")
 CONFIG = llama_config(layers=LAYERS, heads=H, kv_heads=G, d_head=K, d_model=D, d_mlp=F, vocabulary=V)
 
 
@@ -84,8 +83,9 @@ def first_layer(source: Source, pairs: TokenPairs) -> tuple[np.ndarray, np.ndarr
     """x_s [N D], W_V [D G K] and W_O [H K D] of the first layer in float32, and the unembedding."""
     embedding, unembed = (source.fillings[name, None].tensor for name in ("embed.W_E", "unembed.rows"))
     x = np.concatenate([embedding.rows(i, i + 1) for i in pairs.sources.tolist()])
-    of_layer = source.read(ATTENTION, 0)
-    return *(array.astype(np.float32) for array in (x, *(of_layer[name] for name in ATTENTION))), unembed
+    names = layer_names(source.config)
+    of_layer = source.read(names, 0)
+    return *(array.astype(np.float32) for array in (x, *(of_layer[name] for name in names))), unembed
 
 
 # --- what is measured ---------------------------------------------------------------------------------
@@ -143,7 +143,9 @@ def bench_stream() -> None:
         print(f"checkpoint of {total / 1e9:.1f} GB made in {time.perf_counter() - start:.0f} s", flush=True)
         measured = measured_in_child("experiments.benchmarks.stream", folder)
         source = open_source(directory)
-        needed = [source.fillings[name, layer] for layer in range(LAYERS) for name in ATTENTION]
+        needed = [
+            source.fillings[name, layer] for layer in range(LAYERS) for name in layer_names(source.config)
+        ]
         needed += [
             source.fillings[name, 0]
             for name in first_mlp_names(source.config)

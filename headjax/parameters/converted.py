@@ -18,6 +18,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -44,6 +45,8 @@ FORMAT_VERSION = 3
 CHUNK_BYTES = 1 << 24
 # Left in a checkpoint whose parameters were found damaged as they were read.
 DAMAGED = "damaged"
+# Held while Python's hook for late errors is ours: all threads share it, and one of them reads layers ahead.
+_HOOKED = threading.Lock()
 
 
 class DamagedError(InputError):
@@ -191,7 +194,7 @@ def _restore(
 
     try:
         # All at once takes a third of the time that one by one takes.
-        with _silent_after_failure([partial(restore, [name]) for name in item]):
+        with _HOOKED, _silent_after_failure([partial(restore, [name]) for name in item]):
             result = restore(item)
         for name, wanted in item.items():
             # Where its own metadata is damaged orbax may give the description of an array for it.
