@@ -70,16 +70,14 @@ class Stored(NamedTuple):
 
 def parameter_groups(config: ModelConfig) -> list[Group]:
     """Every parameter's place in the directory, in the order of the forward pass."""
-    names = tuple(parameter_shapes(config))
-
-    def starting(*prefixes: str) -> tuple[str, ...]:
-        return tuple(name for name in names if name.startswith(prefixes))
-
-    blocks = starting("blocks.")
+    embed, block, final = (
+        tuple(name for name in parameter_shapes(config) if name.startswith(prefixes))
+        for prefixes in ("embed.", "blocks.", ("ln_final.", "unembed."))
+    )
     return [
-        Group("params/embed", None, starting("embed.")),
-        *(Group(f"params/blocks/{layer:03}", layer, blocks) for layer in range(config.n_layers)),
-        Group("params/final", None, starting("ln_final.", "unembed.")),
+        Group("params/embed", None, embed),
+        *(Group(f"params/blocks/{layer:03}", layer, block) for layer in range(config.n_layers)),
+        Group("params/final", None, final),
     ]
 
 
@@ -174,39 +172,49 @@ def _restore(
     import orbax.checkpoint as ocp  # it takes a second, so only when it is needed
 
     path, item, how = Path(directory).resolve() / group.path, {}, {}
+    # Orbax reads a parameter once for each device that gets a copy. What one process can hold is read once.
+    by_orbax = mesh is not None and jax.process_count() > 1
     for name in (name for name in group.names if name in chosen):
         shape = chosen[name].shape if group.layer is None else chosen[name].shape[1:]
         sharding = None if mesh is None else parameter_sharding(name, shape, mesh)
         item[name] = jax.ShapeDtypeStruct(shape, chosen[name].dtype, sharding=sharding)
         how[name] = (
-            ocp.RestoreArgs(restore_type=np.ndarray)
-            if mesh is None
-            else ocp.ArrayRestoreArgs(sharding=sharding, global_shape=shape)
+            ocp.ArrayRestoreArgs(sharding=sharding, global_shape=shape)
+            if by_orbax
+            else ocp.RestoreArgs(restore_type=np.ndarray)
         )
     if not item:
         return {}
-
-    def restore(names: Iterable[str]) -> dict[str, Any]:
-        asked = {"item": {name: item[name] for name in names}}
-        asked["restore_args"] = {name: how[name] for name in names}
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-            return checkpointer.restore(path, args=ocp.args.PyTreeRestore(**asked, partial_restore=True))
-
+    read = partial(_read_arrays, path, item, how)
     try:
         # All at once takes a third of the time that one by one takes.
-        with _HOOKED, _silent_after_failure([partial(restore, [name]) for name in item]):
-            result = restore(item)
+        with _HOOKED, _silent_after_failure([partial(read, [name]) for name in item]):
+            result = read(item)
         for name, wanted in item.items():
             # Where its own metadata is damaged orbax may give the description of an array for it.
             if not isinstance(found := result[name], np.ndarray | Array):
                 raise ValueError(f"{name} is not in it")
             if found.shape != wanted.shape or found.dtype != wanted.dtype:
                 raise ValueError(f"{name} must be {wanted.dtype} {list(wanted.shape)}")
-        return result
     except (OSError, ValueError, KeyError) as error:
         with contextlib.suppress(OSError):
             (Path(directory) / DAMAGED).touch()
         raise DamagedError(f"{path}: cannot be read: {_reason(error)}; convert again") from error
+    if mesh is None or by_orbax:
+        return result
+    return {name: jax.device_put(array, item[name].sharding) for name, array in result.items()}
+
+
+def _read_arrays(
+    path: Path, item: dict[str, Any], how: dict[str, Any], names: Iterable[str]
+) -> dict[str, Any]:
+    """The named ones of orbax's item, which lies at the path."""
+    import orbax.checkpoint as ocp
+
+    asked = {"item": {name: item[name] for name in names}}
+    asked["restore_args"] = {name: how[name] for name in names}
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(path, args=ocp.args.PyTreeRestore(**asked, partial_restore=True))
 
 
 @contextlib.contextmanager
@@ -214,12 +222,7 @@ def _silent_after_failure(one_by_one: Sequence[Callable[[], object]]) -> Iterato
     """Where one parameter cannot be read, orbax closes its event loop before the others are there, and each
     of them would put a traceback on stderr. They come in while each is read anew."""
     hook = sys.unraisablehook
-
-    def without_late_ones(unraisable: Any) -> None:
-        if "Event loop is closed" not in str(unraisable.exc_value):
-            hook(unraisable)
-
-    sys.unraisablehook = without_late_ones
+    sys.unraisablehook = partial(_without_late_ones, hook)
     try:
         yield
     except Exception:
@@ -229,6 +232,11 @@ def _silent_after_failure(one_by_one: Sequence[Callable[[], object]]) -> Iterato
         raise
     finally:
         sys.unraisablehook = hook
+
+
+def _without_late_ones(hook: Callable[[Any], object], unraisable: Any) -> None:
+    if "Event loop is closed" not in str(unraisable.exc_value):
+        hook(unraisable)
 
 
 @partial(jax.jit, donate_argnums=0)
