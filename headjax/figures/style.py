@@ -1,5 +1,6 @@
 """What is chosen for all figures, the style that they share, and how they come to a paper's width."""
 
+import bisect
 import contextlib
 import functools
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from headjax.figures.fonts import families
 TITLE, PANEL_TITLE, LABEL, TICK = 13, 11, 10, 9  # font sizes in points
 SMALLER = 0.8  # fonts of figures of a paper's width
 WIDTHS = {"column": 3.5, "page": 7.2}  # inches: one column and two of most journals (89 and 183 mm)
-SIZES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of panels, between which a width is looked for
+SIZES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of panels, of two of which one is too narrow and one too wide
 N_TRIES = 8
 
 
@@ -112,15 +113,14 @@ def _fit(draw: Callable[[], Figure], width: float) -> Figure:
         with look(size=size):
             return draw()
 
-    found = {size: sized(size) for size in SIZES}
-    fitting = [size for size, figure in found.items() if figure.get_figwidth() <= width]
-    if not fitting:
+    drawn = functools.cache(sized)
+    n_fitting = bisect.bisect_right(SIZES, width, key=lambda size: drawn(size).get_figwidth())
+    if not n_fitting:
         rule = f"width {LOOK.get().width!r} is {width:g} inches"
-        least = min(figure.get_figwidth() for figure in found.values())
+        least = drawn(SIZES[0]).get_figwidth()
         raise InputError(f"{rule}; this figure's legend and labels alone take {least:.1f}")
-    low = max(fitting)
-    high = min((size for size in SIZES if size > low), default=low)
-    best, most = found[low], found[high].get_figwidth()
+    low, high = SIZES[n_fitting - 1], SIZES[min(n_fitting, len(SIZES) - 1)]
+    best, most = drawn(low), drawn(high).get_figwidth()
     for _ in range(N_TRIES):
         # Width grows with size nearly in proportion, but for titles that are broken otherwise.
         least = best.get_figwidth()

@@ -27,14 +27,13 @@ def assert_tidy(figure) -> None:
                 for t in tick.findobj(Text)
             }
     # What is written into a panel lies inside it, and touches no other writing there.
-    written = {text: axes for axes in figure.axes for text in axes.texts}
-    for text, axes in written.items():
-        box, panel = (one.get_window_extent(renderer) for one in (text, axes))
+    written = {text: text.get_window_extent(renderer) for axes in figure.axes for text in axes.texts}
+    for text, box in written.items():
+        panel = text.axes.get_window_extent(renderer)
         assert panel.x0 <= box.x0 < box.x1 <= panel.x1, f"{text.get_text()!r} leaves its panel"
         assert panel.y0 <= box.y0 < box.y1 <= panel.y1, f"{text.get_text()!r} leaves its panel"
     for one, other in itertools.combinations(written, 2):
-        touch = one.get_window_extent(renderer).overlaps(other.get_window_extent(renderer))
-        assert not touch, f"{one.get_text()!r} overlaps {other.get_text()!r}"
+        assert not written[one].overlaps(written[other]), f"{one.get_text()!r} overlaps {other.get_text()!r}"
     texts = [text for text in texts if text not in written]
     boxes = [(f"text {t.get_text()!r}", t.get_window_extent(renderer)) for t in texts if t not in undrawn]
     boxes += [("legend", legend.get_window_extent(renderer)) for legend in legends]
