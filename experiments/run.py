@@ -184,7 +184,7 @@ def describe(config: RunConfig, studies: Sequence[Study], stages: Stages) -> dic
             }
             for study in studies
         ],
-        "versions": versions(),
+        "versions": dict(versions()),
         "devices": devices(),
         "implementations": implementations(stages.ran),
         "precision": " and ".join(sorted({choice.precision for choice in stages.ran})),

@@ -5,7 +5,9 @@ import importlib.metadata
 import platform
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from types import MappingProxyType
 from typing import TypeVar
 
 import jax
@@ -78,13 +80,14 @@ def progress(n: int, total: int | None, seconds: float) -> str:
     return f" of {total}, {left:.0f} s to go" if left < 120 else f" of {total}, {left / 60:.0f} min to go"
 
 
-def versions() -> dict[str, str]:
+@cache
+def versions() -> Mapping[str, str]:
     """Versions of Python and of every package that determines the numbers."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-    return found
+    return MappingProxyType(found)
 
 
 def devices() -> dict[str, object]:

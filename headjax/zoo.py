@@ -211,7 +211,7 @@ def resolve(name: str | Path, checkpoint_dir: str | Path | None = None, seed: in
     """The directory of a model that comes along or is built on the spot ("trained", "planted"); any other
     name as it is."""
     build = BESIDE.get(str(name))
-    if build is None:
+    if build is None and Path(name).name == str(name):  # no path
         # What stands behind "trained" knows "trained-phi" too, and says so in BESIDE when it is loaded.
         family = str(name).partition("-")[0]
         for entry in importlib.metadata.entry_points(group="headjax.models", name=family):

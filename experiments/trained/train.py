@@ -71,7 +71,7 @@ def train(settings: Settings, out: Path, report: Callable[[dict], None] = print)
         "first_batch_sha256": digest,
         "accuracies": accuracies(build_model(read_fields(fields)[0], rounded), questions),
         "seconds": round(time.perf_counter() - start),
-        "versions": versions() | {"optax": optax.__version__},
+        "versions": {**versions(), "optax": optax.__version__},
     }
     (out / "training.json").write_text(json.dumps(about, indent=1) + "\n", "utf-8")
 

@@ -43,13 +43,7 @@ def render(runs: Sequence[Run], title: str = "") -> str:
             rule = f"a page is made of what version {VERSION} says of a run"
             raise InputError(f"{rule}; got {said.get('version')}: run it again")
     scripts = [_asset("vendor/d3.min.js"), _asset("vendor/plot.min.js"), _asset("page.js")]
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters |= {
-        "number": _number,
-        "clean": with_clean,
-        "words": lambda text: text.replace("_", " "),
-    }
-    return environment.from_string(_asset("page.html")).render(
+    return _template().render(
         title=title or " and ".join(dict.fromkeys(said["name"] for said, _ in runs)) or "headjax",
         runs=[said for said, _ in runs],
         parts=_in_sections([said for said, _ in runs]),
@@ -59,6 +53,17 @@ def render(runs: Sequence[Run], title: str = "") -> str:
         allowed=" ".join(f"'sha256-{_digest(script)}'" for script in scripts),
         data=pack(runs),
     )
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters |= {
+        "number": _number,
+        "clean": with_clean,
+        "words": lambda text: text.replace("_", " "),
+    }
+    return environment.from_string(_asset("page.html"))
 
 
 def _in_sections(runs: Sequence[Mapping[str, Any]]) -> list[tuple[int, int, Mapping[str, Any]]]:
