@@ -70,30 +70,31 @@ def parse_json(content: bytes | str, name: str) -> Any:
     deep or with numbers too long to read, for an object that names a field twice, for NaN and infinities,
     and for half of a surrogate pair, which no file can hold.
     """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(fields := dict(pairs)) < len(pairs):
-            doubled = [field for field, count in Counter(field for field, _ in pairs).items() if count > 1]
-            raise InputError(f"{name}: an object names each field once; twice: {shown(', '.join(doubled))}")
-        return fields
-
-    def refuse(constant: str) -> None:
-        raise InputError(f"{name}: JSON numbers are finite; got {constant}")
-
+    text = _decode(content, name) if isinstance(content, bytes) else content
     try:
-        text = _decode(content, name) if isinstance(content, bytes) else content
-        value = json.loads(text, object_pairs_hook=unique, parse_constant=refuse)
+        value = json.loads(text, object_pairs_hook=_unique_fields, parse_constant=_refuse_constant)
         # An escape such as \ud800 is the only way in for half of a surrogate pair.
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         raise InputError(f"{name}: must hold whole characters; it holds half of a surrogate pair") from error
-    except InputError:
-        raise
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
     except (ValueError, RecursionError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else shown(error)
         raise InputError(f"{name}: not valid JSON: {reason}") from error
     return value
+
+
+def _unique_fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(fields := dict(pairs)) < len(pairs):
+        doubled = [field for field, count in Counter(field for field, _ in pairs).items() if count > 1]
+        raise InputError(f"an object names each field once; twice: {shown(', '.join(doubled))}")
+    return fields
+
+
+def _refuse_constant(constant: str) -> None:
+    raise InputError(f"JSON numbers are finite; got {constant}")
 
 
 def json_object(value: Any, name: str) -> dict[str, Any]:

@@ -309,6 +309,8 @@ def speed(note: Note, tiny: bool) -> None:
 
     from . import bench
 
+    if tiny:
+        bench.REPEATS = 1
     cases = [(op, dtype) for op in bench.OPS for dtype in bench.DTYPES]
     rates = {dtype: bench.roofline(dtype) for dtype in bench.DTYPES}
     for op, dtype in note.each(cases, ", ".join):

@@ -24,17 +24,35 @@ programs = ROOT / ".pytest_cache" / f"programs-{platform.node()}"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(programs))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
-from jaxtyping import install_import_hook
-
-# Every signature of ours is checked while the tests run; the packages themselves do not need beartype.
-install_import_hook(["headjax"], "beartype.beartype")
-
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FunctionType
+from typing import Any
 
 import jax
 import jax.monitoring
+import jaxtyping
 import pytest
+from beartype import beartype
+
+with_axes = jaxtyping.jaxtyped
+
+
+def checked(typechecker: Callable) -> Callable:
+    """Jaxtyping's decorator, which looks at every call for 0.1 ms, where a signature names axes; elsewhere
+    beartype's alone, which takes a microsecond."""
+
+    def decorate(fn: Any) -> Any:
+        if isinstance(fn, FunctionType) and "jaxtyping." not in repr(fn.__annotations__):
+            return beartype(fn)
+        return with_axes(fn, typechecker=typechecker)
+
+    return decorate
+
+
+# Every signature of ours is checked while the tests run; the packages themselves do not need beartype.
+jaxtyping.jaxtyped = checked
+jaxtyping.install_import_hook(["headjax"], "beartype.beartype")
 
 pytest.register_assert_rewrite("tests.helpers")
 
@@ -42,6 +60,12 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 SHARED_DATA = ROOT.parent / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, or one process would be busy with the last of them alone."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")

@@ -351,7 +351,7 @@ def _head_rows(
     n_slots = q.shape[1]
     chunk = min(n_slots, SLOTS)
 
-    def add_chunk(i: Array, x: Array) -> Array:
+    def add_chunk(i: Int[Array, ""], x: Array) -> Array:
         start = jnp.minimum(i * chunk, n_slots - chunk)
         part = jnp.matmul(lax.dynamic_slice_in_dim(q, start, chunk, axis=1), W_O, precision=precision)
         return lax.dynamic_update_slice_in_dim(x, part, start, axis=1)
@@ -367,7 +367,7 @@ def _times_rows(x: Float[Array, "C D"], rows: Rows, precision: str) -> Float[Arr
     n_tokens, d_model = rows.shape
     tile = min(n_tokens, -(-TILE // d_model))
 
-    def add_tile(i: Array, product: Array) -> Array:
+    def add_tile(i: Int[Array, ""], product: Array) -> Array:
         start = jnp.minimum(i * tile, n_tokens - tile)  # the last tile overlaps the one before
         part = jnp.matmul(x, _widen(lax.dynamic_slice_in_dim(rows, start, tile)).T, precision=precision)
         return lax.dynamic_update_slice_in_dim(product, part, start, axis=1)
@@ -392,7 +392,7 @@ def _in_chunks(
     queue = jnp.nonzero(chosen, size=n_rows + sizes[-1], fill_value=n_rows)[0]
 
     def of_size(size: int) -> Callable[[Array, Counts], Counts]:
-        def add_chunk(start: Array, counts: Counts) -> Counts:
+        def add_chunk(start: Int[Array, ""], counts: Counts) -> Counts:
             rows = lax.dynamic_slice(queue, (start,), (size,))
             added = add(rows, jax.tree.map(lambda values: values[rows], counts))
             put = lambda values, new: values.at[rows].set(new, mode="drop")  # noqa: E731

@@ -158,7 +158,7 @@ def _one_row(
 ) -> tuple[Float[Array, " asked"], Float[Array, ""], Float[Array, ""]]:
     n_tokens = unembed.shape[0]
 
-    def add_tile(i: Array, state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def add_tile(i: Int[Array, ""], state: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         own, top, total = state
         first = i * tile
         start = jnp.minimum(first, n_tokens - tile)  # the last tile overlaps the one before

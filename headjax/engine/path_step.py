@@ -159,7 +159,7 @@ def logits_step(
     senders, start = jnp.asarray(senders), jnp.asarray(start)
     path_layer = _path_run(model, patch, senders)
 
-    def layer(at: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+    def layer(at: Int[Array, ""], state: tuple[Array, Array]) -> tuple[Array, Array]:
         x, entered = state
         return path_layer(at, x), _put(entered, at, x, senders)
 
@@ -189,12 +189,12 @@ def receivers_step(
     reads = jax.tree.map(jnp.asarray, reads)
     path_layer = _path_run(model, patch, senders)
 
-    def layer(at: Array, x: Array, path: Array | None, queries: slice = slice(None)) -> Array:
+    def layer(at: Int[Array, ""], x: Array, path: Array | None, queries: slice = slice(None)) -> Array:
         block, cache, own = layer_of((model.blocks, (patch.clean.k, patch.clean.v), reads), at)
         run = (patch.clean.positions, patch.clean.valid)
         return _final_layer(block, cache, *run, x, path, own, queries)
 
-    def both(at: Array, state: tuple[Array, Array, Entries]) -> tuple[Array, Array, Entries]:
+    def both(at: Int[Array, ""], state: tuple[Array, Array, Entries]) -> tuple[Array, Array, Entries]:
         x, path, entries = state
         entries = Entries(_put(entries.path, at, path, senders), _put(entries.final, at, x, senders))
         final = lax.cond(  # below the first receiver the final run is the clean one
@@ -202,7 +202,7 @@ def receivers_step(
         )
         return final, path_layer(at, path), entries
 
-    def final_only(at: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+    def final_only(at: Int[Array, ""], state: tuple[Array, Array]) -> tuple[Array, Array]:
         x, entered = state
         return layer(at, x, None), _put(entered, at, x, senders)
 
