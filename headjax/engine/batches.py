@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +12,7 @@ from jaxtyping import Float, Int
 
 from headjax.config import ModelConfig
 from headjax.data.prompts import PromptBatch
-from headjax.engine.mesh import DATA_AXIS, ROWS, data_parts, fetch, model_mesh, spread
+from headjax.engine.mesh import DATA_AXIS, ROWS, data_parts, fetch, model_mesh, one_ahead, spread
 from headjax.errors import InputError, shown
 from headjax.inputs import as_array, check_ids, check_options, check_tokens
 from headjax.model import Transformer
@@ -88,18 +87,20 @@ def map_prompts(
     """
     mesh, n_prompts = model_mesh(model), len(arrays[0])
 
-    def run(rows: np.ndarray) -> Any:
+    def begin(i: int) -> Any:
+        rows = chunks[i]
         values = [array[rows] for array in arrays]
         specs = (ROWS,) * len(arrays)
         if replacement is not None:
             values.append(replacement(rows))
             specs += (replacement_spec(values[-1]),)
-        return fetch(spread(step, mesh, specs, **static)(model, *values))
+        return spread(step, mesh, specs, **static)(model, *values)
 
     chunks = prompt_chunks(n_prompts, batch_size, data_parts(mesh))
+    run = one_ahead(begin, lambda i: i + 1 if i + 1 < len(chunks) else None)
     parts = [
-        remember(f"{label}, {describe_rows(rows)}", partial(run, rows))
-        for rows in track(chunks, len(chunks), label)
+        remember(f"{label}, {describe_rows(rows)}", lambda i=i: fetch(run(i)))
+        for i, rows in enumerate(track(chunks, len(chunks), label))
     ]
     return jax.tree.map(lambda *part: np.concatenate(part)[:n_prompts], *parts)
 

@@ -270,6 +270,33 @@ def fetch_each(computed: Iterable[tuple[T, Any]]) -> Iterator[tuple[T, Any]]:
         yield name, fetch(tree)
 
 
+def computes_here() -> bool:
+    """Whether the host's own cores are what JAX computes on."""
+    return jax.default_backend() == "cpu"
+
+
+def one_ahead(begin: Callable[[T], Any], following: Callable[[T], T | None]) -> Callable[[T], Any]:
+    """`begin`, which sets a device to work, for keys that come one after the other: when the results of one
+    are handed out the device works on the following one's already, and need not wait until the host has them.
+
+    Where the following one cannot be begun it is tried again in its own turn, and says why. On a CPU, which
+    is host and device, none is begun early: two programs at once take longer than one after the other.
+    """
+    if computes_here():
+        return begin
+    begun: dict[T, Any] = {}
+
+    def begin_next(key: T) -> Any:
+        result = begun.pop(key) if key in begun else begin(key)
+        begun.clear()
+        if (after := following(key)) is not None:
+            with suppress(jax.errors.JaxRuntimeError):
+                begun[after] = begin(after)
+        return result
+
+    return begin_next
+
+
 def free_host_memory() -> int:
     """Bytes of this machine's memory that programs can have."""
     with suppress(OSError):

@@ -29,7 +29,17 @@ from headjax.engine.batches import (
     untracked,
 )
 from headjax.engine.layered_variants import ENOUGH_ROWS, Given, sweep_layers
-from headjax.engine.mesh import DATA_AXIS, ROWS, WHOLE, data_parts, fetch, model_mesh, spread, upload
+from headjax.engine.mesh import (
+    DATA_AXIS,
+    ROWS,
+    WHOLE,
+    data_parts,
+    fetch,
+    model_mesh,
+    one_ahead,
+    spread,
+    upload,
+)
 from headjax.engine.metrics import Metrics
 from headjax.engine.prefill import SPECS, prefill
 from headjax.engine.variant_step import LAYERED, Positions, VariantEdit, variant_step
@@ -220,24 +230,32 @@ def sweep_variants(
         return n, n - by_variant + 1
 
     def enter(rows: np.ndarray, size: int) -> tuple[Any, Any, Any]:
-        """Values of the prompts and of the first batch's variants, and what later batches need."""
+        """Values of the prompts and of the first batch's variants, and what begins any later batch."""
         of_prompts, shared = prepare(rows, split)
         n, n_first = places(size)
         here = np.flatnonzero(np.arange(n) % (n // by_variant))[: len(order) - 1]
         variants = np.zeros(n, order.dtype)
         variants[here] = order[1:n_first]
         values, shared = step(shared, variants, split)
-        return fetch(of_prompts), jax.tree.map(lambda values: values[[0, *here]], fetch(values)), shared
+
+        def begin(batch: tuple[int, int]) -> Any:
+            return step(shared, np.resize(order[slice(*batch)], n), split)[0]  # the last one is filled up
+
+        def following(batch: tuple[int, int]) -> tuple[int, int] | None:
+            return (batch[1], min(batch[1] + n, len(order))) if batch[1] < len(order) else None
+
+        values = jax.tree.map(lambda values: values[[0, *here]], fetch(values))
+        return fetch(of_prompts), values, one_ahead(begin, following)
 
     def run(entered: Callable[[int], tuple[Any, Any, Any]], first: int, stop: int, size: int) -> Any:
         """Values of the variants from one place in the order to another."""
-        _, values, shared = entered(size)
+        _, values, begin = entered(size)
         n, n_first = places(size)
         parts = [jax.tree.map(lambda values: values[first:stop], values)]
         for i in range(max(first, n_first), stop, n):
-            part = order[i : min(i + n, stop)]
-            values = fetch(step(shared, np.resize(part, n), split)[0])  # the last one is filled up
-            parts.append(jax.tree.map(lambda values: values[: len(part)], values))  # noqa: B023
+            batch = i, min(i + n, stop)
+            values = fetch(begin(batch))
+            parts.append(jax.tree.map(lambda values: values[: batch[1] - batch[0]], values))  # noqa: B023
         return jax.tree.map(lambda *parts: np.concatenate(parts), *parts)
 
     columns = []
