@@ -3,8 +3,8 @@
 The usual way, in torch: for each head a forward pass whose hook zeroes the head's slice of the output
 projection's input. It is timed for a sample of heads, as users call the model and also with the logits of the
 last position alone; so is one compiled forward pass of our own, always with the last position's alone. The
-sweep over the last position is timed whole, preparation included; the one over all positions for some heads
-of every third layer. Both sweeps' log-probabilities are compared with torch's before anything is timed.
+sweeps over the last and over all positions are timed whole, preparation included. Both sweeps'
+log-probabilities are compared with torch's before anything is timed.
 """
 
 import statistics
@@ -19,13 +19,11 @@ from jaxtyping import Float
 
 from experiments.benchmarks.measure import seconds
 from experiments.benchmarks.torch_gpt2 import SHAPES, gpt2_twins, smallest_ratio
-from headjax.analyses.head_ablation import head_ablation, single_gains
+from headjax.analyses.head_ablation import head_ablation
 from headjax.axes import Head
 from headjax.config import ModelConfig
 from headjax.data.prompts import Prompt, PromptBatch
 from headjax.engine.metrics import Metrics, next_token_metrics
-from headjax.engine.replacement import find_replacement
-from headjax.engine.variants import choose_variant_batch, run_variants
 from headjax.model import Transformer, mask_positions
 from headjax.model.edits import HeadEdit
 
@@ -125,16 +123,11 @@ def compare(name: str, rate: float) -> float:
     ours, theirs = gpt2_twins(SHAPES[name])
     config = ours.config
     prompts = random_prompts(config)
-    L, n_heads = config.n_layers, config.n_layers * config.n_heads
+    n_heads = config.n_layers * config.n_heads
     sample = [Head(*divmod(int(i), config.n_heads)) for i in np.linspace(0, n_heads - 1, CHECKED)]
 
-    batch = choose_variant_batch(ours, prompts.tokens.shape, "all")
-    gain = single_gains(config, config.n_heads).reshape(L, config.n_heads, L, config.n_heads)
-    some = gain[1::3, :batch].reshape(-1, L, config.n_heads)
-
-    def sweep_all(gain: Float[np.ndarray, "M L H"]) -> np.ndarray:
-        zeros = find_replacement(ours, prompts, "zero", positions="all")
-        return run_variants(ours, prompts, gain, zeros, positions="all", variant_batch=batch).edited.logprob
+    def sweep_all() -> Float[np.ndarray, "L H B"]:
+        return head_ablation(ours, prompts, positions="all").ablated.logprob
 
     def forward(head: Head) -> np.ndarray:
         edit = HeadEdit.ablate(config, [head], n_positions=N_TOKENS, positions="last")
@@ -143,12 +136,12 @@ def compare(name: str, rate: float) -> float:
 
     # The first runs compile, warm up, and are compared.
     last = head_ablation(ours, prompts).ablated.logprob
-    everywhere = sweep_all(np.stack([gain[head] for head in sample]))
+    everywhere = sweep_all()
     worst = 0.0
-    for head, at_all in zip(sample, everywhere, strict=True):
+    for head in sample:
         expected = torch_forward(theirs, prompts, head)
         expected_all = torch_forward(theirs, prompts, head, positions=slice(None), logits_to_keep=1)
-        pairs = ((last[head], expected), (forward(head), expected), (at_all, expected_all))
+        pairs = ((last[head], expected), (forward(head), expected), (everywhere[head], expected_all))
         worst = max(worst, *(float(np.abs(ours - theirs).max()) for ours, theirs in pairs))
     if not worst <= TOLERANCE:
         raise AssertionError(f"{name}: log-probabilities differ from torch's by {worst:.1e}")
@@ -160,15 +153,15 @@ def compare(name: str, rate: float) -> float:
         "torch, last logits": lambda head: torch_forward(theirs, prompts, head, logits_to_keep=1),
         "own forward": forward,
         "last": lambda _: head_ablation(ours, prompts),
-        "all": lambda _: sweep_all(some),
+        "all": lambda _: sweep_all(),
     }
-    runs = {"last": n_heads, "all": len(some)}  # heads in one call; 1 elsewhere
+    whole = ("last", "all")  # all heads in one call; one elsewhere
     times: dict[str, list[float]] = {way: [] for way in ways}
     for i in range(REPEATS):  # in turn, so that whatever else the machine does meets all
         for way, call in ways.items():
-            again = 1 if way in runs else 3
+            again = 1 if way in whole else 3
             call_times = [seconds(lambda: call(sample[i % CHECKED])) for _ in range(again)]  # noqa: B023
-            times[way].append(statistics.median(call_times) / runs.get(way, 1))
+            times[way].append(statistics.median(call_times) / (n_heads if way in whole else 1))
     each = {way: statistics.median(column) for way, column in times.items()}
 
     flops = work(config)
@@ -177,7 +170,7 @@ def compare(name: str, rate: float) -> float:
         ("torch, last logits", flops.forward, "torch, the same, logits of the last position only"),
         ("own forward", flops.forward, f"ours, one compiled forward a head ({CHECKED} heads timed)"),
         ("last", flops.last, "sweep, last position (all heads timed)"),
-        ("all", flops.all, f"sweep, all positions ({len(some)} heads timed)"),
+        ("all", flops.all, "sweep, all positions (all heads timed)"),
     ):
         floor = per_head * n_heads / rate
         total = each[way] * n_heads
