@@ -7,7 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
+from beartype.roar import BeartypeCallHintParamViolation
+from jaxtyping import TypeCheckError
+
+from headjax.io import read_json
+from headjax.model.edits import apply_edit
 
 ROOT = Path(__file__).resolve().parents[1]
 OURS = {"kernels", "headjax", "checkpoints_convert", "experiments"}
@@ -37,6 +44,17 @@ def files(package: str) -> list[Path]:
     found = sorted((ROOT / package).rglob("*.py"))
     assert found
     return found
+
+
+def test_every_call_of_a_test_is_checked_against_the_signature():
+    """What an argument is, how many axes it has, and that axes of one name have one length."""
+    with pytest.raises(BeartypeCallHintParamViolation, match=r"read_json\(\) parameter path=3"):
+        read_json(3)
+    z, gain = jnp.zeros((1, 2, 3, 4)), jnp.zeros((1, 1, 3))
+    assert apply_edit(z, gain, z).shape == z.shape
+    for wrong in (gain[0], jnp.zeros((1, 1, 5)), np.zeros(gain.shape, np.float32)):
+        with pytest.raises(TypeCheckError, match=r"parameters of headjax\.model\.edits\.apply_edit"):
+            apply_edit(z, wrong, z)
 
 
 @pytest.mark.parametrize("package", MAY_IMPORT)
