@@ -16,7 +16,7 @@ from headjax.figures.fonts import families
 TITLE, PANEL_TITLE, LABEL, TICK = 13, 11, 10, 9  # font sizes in points
 SMALLER = 0.8  # fonts of figures of a paper's width
 WIDTHS = {"column": 3.5, "page": 7.2}  # inches: one column and two of most journals (89 and 183 mm)
-SIZES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of panels, of two of which one is too narrow and one too wide
+SIZES = (0.25, 0.5, 1.0, 2.0, 4.0)  # of panels; of two of them one is too narrow, the next too wide
 N_TRIES = 8
 
 
