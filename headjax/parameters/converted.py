@@ -172,7 +172,8 @@ def _restore(
     import orbax.checkpoint as ocp  # it takes a second, so only when it is needed
 
     path, item, how = Path(directory).resolve() / group.path, {}, {}
-    # Orbax reads a parameter once for each device that gets a copy. What one process can hold is read once.
+    # Of several processes each asks for its own parts. One that has all devices reads arrays whole and places
+    # them: as many bytes as by parts, in two thirds of the time where eight devices split them.
     by_orbax = mesh is not None and jax.process_count() > 1
     for name in (name for name in group.names if name in chosen):
         shape = chosen[name].shape if group.layer is None else chosen[name].shape[1:]
@@ -272,8 +273,8 @@ def read_parameters(
 ) -> dict[str, Array]:
     """Name -> array of all parameters, or of the named ones; nothing else is read.
 
-    Every tensor goes straight to where it will stay (see headjax/engine/mesh.py); beyond the result, one
-    layer is held at a time.
+    A layer is read, goes to where it will stay (see headjax/engine/mesh.py), then the next one: beyond the
+    result one layer is held at a time. Of several processes each reads its own parts of it alone.
 
     Args:
       dtype: of every result; as stored where None.
