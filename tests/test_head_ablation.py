@@ -10,7 +10,7 @@ import pytest
 
 from headjax.analyses.head_ablation import head_ablation, single_gains
 from headjax.data.prompts import PromptBatch
-from headjax.engine import variants
+from headjax.engine import mesh, variants
 from headjax.engine.batches import prompt_chunks
 from headjax.engine.metrics import METRICS, Metrics
 from headjax.engine.prefill import prefill
@@ -274,7 +274,10 @@ def test_nan_logits_are_one_clear_line():
         head_ablation(build_model(model.config, parameters), prompts)
 
 
-def test_out_of_memory_is_answered_by_halving(monkeypatch, caplog):
+@pytest.mark.parametrize("on_host", [True, False])
+def test_out_of_memory_is_answered_by_halving(monkeypatch, caplog, on_host: bool):
+    """Also where the next batch is begun early."""
+    monkeypatch.setattr(mesh, "computes_here", lambda: on_host)
     model = informative_model(CONFIGS["gpt2"])
     prompts = random_prompts(53)
     expected = head_ablation(model, prompts, variant_batch=12)

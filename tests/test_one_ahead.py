@@ -6,7 +6,7 @@ import pytest
 
 from headjax.analyses.dynamic_scores import dynamic_scores
 from headjax.analyses.head_ablation import head_ablation
-from headjax.engine import mesh
+from headjax.engine import mesh, variants
 from headjax.engine.mesh import one_ahead
 from tests.helpers.ablation_oracle import prompts_for
 from tests.helpers.models import CONFIGS, informative_model
@@ -49,6 +49,19 @@ def test_on_a_cpu_nothing_is_begun_early():
     log: list[int] = []
     one_ahead(log.append, lambda i: i + 1)(0)
     assert log == [0]
+
+
+def test_the_next_variants_are_with_the_device_before_the_host_waits(elsewhere, monkeypatch):
+    model, log = informative_model(CONFIGS["llama"]), []
+    prompts = prompts_for(model)
+    for name in ("variant_step", "fetch"):
+        own = getattr(variants, name)
+        logged = lambda *args, own=own, name=name, **kwargs: log.append(name) or own(*args, **kwargs)  # noqa: E731
+        monkeypatch.setattr(variants, name, logged)
+    head_ablation(model, prompts, variant_batch=7)  # 18 heads and the clean run: three batches
+    begins, waits = (np.flatnonzero(np.array(log) == name) for name in ("variant_step", "fetch"))
+    assert len(begins) == 3
+    assert (waits[-2:] > begins[-1]).all()  # of the last two batches, when all is begun
 
 
 @pytest.mark.parametrize("positions", ["last", "all"])
