@@ -1,5 +1,6 @@
 """Benchmarks that take a model find what torch finds on a trained one, and end where they do not."""
 
+import dataclasses
 import importlib
 import inspect
 
@@ -94,6 +95,19 @@ def test_every_benchmark_is_there_and_takes_what_it_is_given(name: str):
     options = {"model": MODEL} if name in bench.OF_A_MODEL else options
     found = getattr(importlib.import_module(f"experiments.benchmarks.{module}"), function)
     inspect.signature(found).bind(**options)
+
+
+def test_ablation_is_compared_with_torch_then_timed(monkeypatch, capsys):
+    ablation = importlib.import_module("experiments.benchmarks.ablation")
+    tiny = dataclasses.replace(ablation.SHAPES["GPT-2 small"], n_layers=2, n_heads=3, d_head=4, d_model=12)
+    monkeypatch.setitem(ablation.SHAPES, "tiny", dataclasses.replace(tiny, d_mlp=16, vocab_size=50))
+    for name, value in {"N_PROMPTS": 2, "N_TOKENS": 4, "REPEATS": 1}.items():
+        monkeypatch.setattr(ablation, name, value)
+    assert ablation.compare("tiny", 1e9) > 0
+    assert "sweep, all positions (all heads timed)" in capsys.readouterr().out
+    monkeypatch.setattr(ablation, "TOLERANCE", -1.0)
+    with pytest.raises(AssertionError, match="tiny: log-probabilities differ from torch's"):
+        ablation.compare("tiny", 1e9)
 
 
 @pytest.mark.parametrize("way", scaling.WAYS)

@@ -15,7 +15,6 @@ import jax
 import numpy as np
 import torch
 import transformers
-from jaxtyping import Float
 
 from experiments.benchmarks.measure import seconds
 from experiments.benchmarks.torch_gpt2 import SHAPES, gpt2_twins, smallest_ratio
@@ -126,9 +125,6 @@ def compare(name: str, rate: float) -> float:
     n_heads = config.n_layers * config.n_heads
     sample = [Head(*divmod(int(i), config.n_heads)) for i in np.linspace(0, n_heads - 1, CHECKED)]
 
-    def sweep_all() -> Float[np.ndarray, "L H B"]:
-        return head_ablation(ours, prompts, positions="all").ablated.logprob
-
     def forward(head: Head) -> np.ndarray:
         edit = HeadEdit.ablate(config, [head], n_positions=N_TOKENS, positions="last")
         arrays = (prompts.tokens, prompts.mask, prompts.answers)
@@ -136,7 +132,7 @@ def compare(name: str, rate: float) -> float:
 
     # The first runs compile, warm up, and are compared.
     last = head_ablation(ours, prompts).ablated.logprob
-    everywhere = sweep_all()
+    everywhere = head_ablation(ours, prompts, positions="all").ablated.logprob
     worst = 0.0
     for head in sample:
         expected = torch_forward(theirs, prompts, head)
@@ -153,7 +149,7 @@ def compare(name: str, rate: float) -> float:
         "torch, last logits": lambda head: torch_forward(theirs, prompts, head, logits_to_keep=1),
         "own forward": forward,
         "last": lambda _: head_ablation(ours, prompts),
-        "all": lambda _: sweep_all(),
+        "all": lambda _: head_ablation(ours, prompts, positions="all"),
     }
     whole = ("last", "all")  # all heads in one call; one elsewhere
     times: dict[str, list[float]] = {way: [] for way in ways}
